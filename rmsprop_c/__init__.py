@@ -1,0 +1,38 @@
+"""RMSprop for CPUs: the optimizer of Keras 2.0, exact to the bit, at the speed of the processor.
+
+>>> import numpy as np
+>>> from rmsprop_c import RMSprop
+>>> params = [np.array([3.0, -2.0])]
+>>> opt = RMSprop(lr=0.01)
+>>> for _ in range(500):
+...     opt.step(params, [2 * params[0]])   # the gradient of sum(w**2)
+>>> bool(abs(params[0]).max() < 0.01)
+True
+"""
+
+from pathlib import Path
+
+from . import constraints
+from .optimizer import Optimizer
+from .rmsprop import RMSprop, deserialize, get, serialize
+from .threads import build_info, get_num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Optimizer",
+    "RMSprop",
+    "build_info",
+    "constraints",
+    "deserialize",
+    "get",
+    "get_include",
+    "get_num_threads",
+    "serialize",
+    "set_num_threads",
+]
+
+
+def get_include() -> str:
+    """Folder of ``rmsprop.h``, for C code and for Cython code that cimports `rmsprop_c._core`."""
+    return str(Path(__file__).parent / "include")

@@ -1,0 +1,89 @@
+"""``python -m rmsprop_c info`` and ``python -m rmsprop_c selftest``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import RMSprop, _core, build_info, reference, set_num_threads
+
+# What `python rmsprop_c/reference.py` prints.
+CHECKSUMS = {
+    "float32": "b990f13be693c1cb",
+    "float64": "a2901dbc250bf175",
+}
+THREADS = (1, 2, 3, 8)
+
+
+def info() -> None:
+    """Print what was built and what was chosen."""
+    found = build_info()
+    compiled = ", ".join(
+        isa if supported else f"{isa} (not on this processor)"
+        for isa, supported in found["isas"].items()
+    )
+    print(f"rmsprop_c    {found['version']}")
+    print(f"compiler     {found['compiler']}")
+    print(f"compiled     {compiled}")
+    print(f"chosen       {found['isa']}")
+    print(f"OpenMP       {found['openmp'] or 'no'}")
+    print(f"threads      {found['num_threads']}")
+    print(f"NumPy        {np.__version__}")
+
+
+def run(
+    params: Sequence[NDArray[Any]], grads: Any, settings: Sequence[dict[str, float]]
+) -> list[NDArray[Any]]:
+    """The steps of the known model with the kernels in use; see `reference.checksum`."""
+    opt = RMSprop()
+    for g, arguments in zip(grads, settings, strict=True):
+        for name in ("lr", "decay", "clipnorm", "clipvalue"):
+            if name in arguments:
+                setattr(opt, name, arguments[name])
+            elif name.startswith("clip"):
+                setattr(opt, name, None)
+        opt.step(params, g)
+    return opt.get_weights()
+
+
+def selftest() -> int:
+    """Print a checksum per dtype, instruction set and thread count; 1 if any is not the stored one."""
+    chosen = _core.chosen_isa()
+    minimums = _core.configure_minimums(unlocked=1, team=1)
+    wrong = 0
+    try:
+        for dtype, expected in CHECKSUMS.items():
+            for isa, supported in _core.compiled_isas().items():
+                if not supported:
+                    print(f"{dtype}  {isa:9} not on this processor")
+                    continue
+                _core.use_isa(isa)
+                for threads in THREADS:
+                    set_num_threads(threads)
+                    found = reference.checksum(run, np.dtype(dtype))
+                    verdict = "ok" if found == expected else f"WRONG, expected {expected}"
+                    wrong += found != expected
+                    print(f"{dtype}  {isa:9} {threads} threads  {found}  {verdict}")
+    finally:
+        _core.configure_minimums(**minimums)
+        _core.use_isa(chosen)
+        set_num_threads(None)
+    print("selftest failed" if wrong else "selftest passed")
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    """Run the command that the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m rmsprop_c", description=__doc__)
+    parser.add_argument("command", choices=("info", "selftest"))
+    if parser.parse_args().command == "info":
+        info()
+        return 0
+    return selftest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

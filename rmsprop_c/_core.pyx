@@ -1,0 +1,1104 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+"""Arrays -> checked pointers -> one loop over contiguous shares -> kernels.
+
+``Plan`` knows which arrays belong to a model: it checks them, finds out where they lie and owns the
+accumulators; it knows no formula. ``Core``, the base of the Python optimizers, holds the
+hyper-parameters as C numbers and makes a step of a plan all or nothing. No arithmetic on elements
+happens here: that is in ``include/rmsprop.h``.
+"""
+cimport numpy as cnp
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.pythread cimport (
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcpy, memset
+
+import os
+
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    static const int rmsprop_openmp = _OPENMP;
+    #else
+    static const int rmsprop_openmp = 0;
+    static int omp_get_max_threads(void) { return 1; }
+    #endif
+    #if defined(__clang__)
+    #define RMSPROP_COMPILER "clang " __clang_version__
+    #elif defined(__GNUC__)
+    #define RMSPROP_COMPILER "gcc " __VERSION__
+    #else
+    #define RMSPROP_COMPILER "unknown"
+    #endif
+    /* Macros of NumPy's C API, on borrowed references: the step's fast path counts none. */
+    #define rmsprop_items(sequence) ((void **)PySequence_Fast_ITEMS(sequence))
+    #define rmsprop_is_array(x) (Py_TYPE(x) == &PyArray_Type)
+    #define rmsprop_type(x) PyArray_TYPE((PyArrayObject *)(x))
+    #define rmsprop_native(x) PyArray_ISNOTSWAPPED((PyArrayObject *)(x))
+    #define rmsprop_flags(x) PyArray_FLAGS((PyArrayObject *)(x))
+    #define rmsprop_ndim(x) PyArray_NDIM((PyArrayObject *)(x))
+    #define rmsprop_dims(x) PyArray_DIMS((PyArrayObject *)(x))
+    #define rmsprop_data(x) PyArray_BYTES((PyArrayObject *)(x))
+    """
+    const int rmsprop_openmp
+    const char* RMSPROP_COMPILER
+    int omp_get_max_threads() nogil
+    void** rmsprop_items(object)
+    bint rmsprop_is_array(void*)
+    int rmsprop_type(void*)
+    bint rmsprop_native(void*)
+    int rmsprop_flags(void*)
+    int rmsprop_ndim(void*)
+    cnp.npy_intp* rmsprop_dims(void*)
+    char* rmsprop_data(void*)
+
+cdef extern from "rmsprop.h" nogil:
+    const size_t RMSPROP_BLOCK
+    size_t rmsprop_block_count(size_t n)
+
+cdef extern from "_kernels.h" nogil:
+    ctypedef struct rmsprop_kernels:
+        const char* name
+        void (*update_f32)(float*, const float*, float*, size_t, const rmsprop_scalars*) noexcept nogil
+        void (*update_f64)(double*, const double*, double*, size_t, const rmsprop_scalars*) noexcept nogil
+        void (*block_sums_f32)(const float*, size_t, double*) noexcept nogil
+        void (*block_sums_f64)(const double*, size_t, double*) noexcept nogil
+        double (*learning_rate)(double, double, int64_t) noexcept nogil
+        double (*clip_scale)(double*, size_t, double) noexcept nogil
+    ctypedef struct rmsprop_fenv:
+        pass
+    const rmsprop_kernels* rmsprop_kernels_compiled(int)
+    bint rmsprop_kernels_supported(const rmsprop_kernels*)
+    const rmsprop_kernels* rmsprop_kernels_best()
+    rmsprop_fenv rmsprop_fenv_enter()
+    void rmsprop_fenv_leave(rmsprop_fenv)
+
+cdef extern from "_threads.h" nogil:
+    void rmsprop_threads_init()
+    bint rmsprop_threads_forked()
+    void rmsprop_threads_enter()
+    void rmsprop_threads_leave()
+    bint rmsprop_threads_available(int)
+    bint rmsprop_threads_run(void (*)(void*) noexcept nogil, void*)
+
+cdef extern from "<math.h>" nogil:
+    const double INFINITY
+    const double NAN
+
+
+# ---- which kernel, how many threads -------------------------------------------------------------
+
+cdef const rmsprop_kernels* kernels = NULL
+
+# Elements of a step from which each policy pays: see docs/performance.md for the measurements.
+cdef int64_t unlocked_minimum = 1 << 15   # release the GIL: some 15 us of work
+cdef int64_t team_minimum = 1 << 15       # a hot team that was asked for
+cdef int64_t fresh_minimum = 1 << 22      # by default: a team of its own, for this one step
+cdef int64_t fresh_share = 1 << 21        # and so many elements for each of its threads
+
+cdef int requested_threads = 0   # by set_num_threads or RMSPROP_C_NUM_THREADS; 0: the default policy
+cdef int processors = 1          # affinity and container quota, as found at import
+cdef int available_threads = 1   # so many were seen to live at once; 0: they could not
+
+
+def compiled_isas():
+    """Names of the compiled instruction sets, mapped to whether this processor runs them."""
+    cdef int i = 0
+    found = {}
+    while rmsprop_kernels_compiled(i) != NULL:
+        found[rmsprop_kernels_compiled(i).name.decode()] = rmsprop_kernels_supported(
+            rmsprop_kernels_compiled(i))
+        i += 1
+    return found
+
+
+def use_isa(name):
+    """Choose the kernels by name (None: the fastest). ValueError if they can't run here."""
+    global kernels
+    cdef int i = 0
+    if name is None:
+        kernels = rmsprop_kernels_best()
+        return
+    found = compiled_isas()
+    if not found.get(name):
+        why = "this processor does not support it" if name in found else "it was not compiled"
+        usable = ", ".join(isa for isa, supported in found.items() if supported)
+        raise ValueError(f"instruction set {name!r} can't be used: {why}; usable here: {usable}")
+    while rmsprop_kernels_compiled(i).name.decode() != name:
+        i += 1
+    kernels = rmsprop_kernels_compiled(i)
+
+
+def chosen_isa():
+    """Name of the instruction set in use."""
+    return kernels.name.decode()
+
+
+def openmp_version():
+    """The OpenMP version (a date like 201511) that was compiled in; 0 without OpenMP."""
+    return rmsprop_openmp
+
+
+def openmp_max_threads():
+    """What OpenMP would start in this thread: OMP_NUM_THREADS, or what a library has limited it to."""
+    return omp_get_max_threads()
+
+
+def compiler():
+    """The C compiler that built this."""
+    return RMSPROP_COMPILER.decode()
+
+
+def configure_threads(int requested, int available_processors):
+    """Set the thread policy: `requested` threads (0: the default policy) on so many processors."""
+    global requested_threads, processors
+    requested_threads = requested
+    processors = available_processors
+
+
+def configure_minimums(unlocked=None, team=None, fresh=None, share=None):
+    """Set the policy's element counts; returns those before. For measuring and testing them."""
+    global unlocked_minimum, team_minimum, fresh_minimum, fresh_share
+    before = dict(unlocked=unlocked_minimum, team=team_minimum, fresh=fresh_minimum,
+                  share=fresh_share)
+    unlocked_minimum = unlocked_minimum if unlocked is None else unlocked
+    team_minimum = team_minimum if team is None else team
+    fresh_minimum = fresh_minimum if fresh is None else fresh
+    fresh_share = fresh_share if share is None else share
+    return before
+
+
+cdef int threads_for(int64_t elements, bint* fresh) noexcept:
+    """How many threads a step of so many elements gets, and whether in a fresh team."""
+    global available_threads
+    cdef int64_t count
+    fresh[0] = requested_threads == 0 or rmsprop_threads_forked()
+    if elements < (fresh_minimum if fresh[0] else team_minimum):
+        return 1
+    if requested_threads > 0:
+        count = requested_threads
+    else:
+        count = min(elements // fresh_share, processors, omp_get_max_threads())
+    if rmsprop_openmp == 0 or count <= 1:
+        return 1
+    if available_threads > 0 and count > available_threads:
+        available_threads = <int>count if rmsprop_threads_available(<int>count) else 0
+    return <int>count if available_threads > 0 else 1
+
+
+# ---- the work of one step, without the GIL ------------------------------------------------------
+
+ctypedef struct Tensor:
+    char* param              # of this step: the user's buffer, or a staged copy
+    const char* grad         # NULL: this position sits out
+    char* accumulator
+    cnp.npy_intp size        # elements
+    cnp.npy_intp* shape      # of the accumulator, hence of the position
+    int ndim
+    int type                 # NPY_FLOAT32 or NPY_FLOAT64
+    int itemsize
+    int order                # flag of the accumulator's memory order
+    int64_t start            # bytes before it in the flat range of this step
+    int64_t stop
+    size_t first_block       # block sums before it
+    char* landing            # where a staged parameter goes back to; NULL: nowhere
+    cnp.npy_intp* landing_strides
+    bint landing_swapped
+    const char* checked_param    # pointers that passed the overlap check
+    const char* checked_grad
+
+ctypedef struct Settings:
+    double lr
+    double rho
+    double epsilon
+    double decay
+    double clipnorm          # NaN: None
+    double clipvalue         # NaN: None
+
+ctypedef struct Job:
+    const Tensor* tensors
+    Py_ssize_t count
+    int64_t bytes
+    int64_t iterations
+    Settings settings
+    rmsprop_scalars scalars
+    double* block_sums
+    size_t blocks
+    int shares
+
+
+cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) noexcept nogil:
+    """Where share k begins: a tensor, and the byte in it that begins a cache line of the parameter."""
+    cdef int64_t at = job.bytes * k // job.shares
+    cdef Py_ssize_t low = 0, high = job.count, middle
+    cdef uintptr_t address, line
+    if k == job.shares:
+        tensor[0] = job.count
+        offset[0] = 0
+        return
+    while high - low > 1:   # the last tensor that starts at or before `at`
+        middle = (low + high) // 2
+        if job.tensors[middle].start <= at:
+            low = middle
+        else:
+            high = middle
+    tensor[0] = low
+    address = <uintptr_t>job.tensors[low].param
+    line = (address + <uintptr_t>(at - job.tensors[low].start)) & ~<uintptr_t>63
+    offset[0] = <cnp.npy_intp>(line - address) if line > address else 0
+
+
+cdef void update_share(const Job* job, int k) noexcept nogil:
+    """Update what lies between the cuts k and k + 1."""
+    cdef Py_ssize_t first, last, i
+    cdef cnp.npy_intp first_offset, last_offset, begin, end
+    cdef const Tensor* t
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    cut(job, k, &first, &first_offset)
+    cut(job, k + 1, &last, &last_offset)
+    for i in range(first, last + 1 if last_offset > 0 else last):
+        t = &job.tensors[i]
+        begin = first_offset if i == first else 0
+        end = last_offset if i == last else <cnp.npy_intp>(t.stop - t.start)
+        if end <= begin:
+            continue
+        if t.type == cnp.NPY_FLOAT32:
+            kernels.update_f32(<float*>(t.param + begin), <const float*>(t.grad + begin),
+                               <float*>(t.accumulator + begin), (end - begin) // 4, &job.scalars)
+        else:
+            kernels.update_f64(<double*>(t.param + begin), <const double*>(t.grad + begin),
+                               <double*>(t.accumulator + begin), (end - begin) // 8, &job.scalars)
+    rmsprop_fenv_leave(found)
+
+
+cdef void sum_share(const Job* job, int k) noexcept nogil:
+    """Sum the squares of the gradients' blocks between k and k + 1 shares of them all."""
+    cdef size_t first = job.blocks * k // job.shares
+    cdef size_t last = job.blocks * (k + 1) // job.shares
+    cdef size_t begin, end, blocks
+    cdef Py_ssize_t i
+    cdef const Tensor* t
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    for i in range(job.count):
+        t = &job.tensors[i]
+        blocks = rmsprop_block_count((t.stop - t.start) // t.itemsize)
+        if t.first_block >= last or t.first_block + blocks <= first:
+            continue
+        begin = first - t.first_block if first > t.first_block else 0
+        end = min(last - t.first_block, blocks)
+        begin *= RMSPROP_BLOCK
+        end = min(end * RMSPROP_BLOCK, <size_t>t.size)
+        if t.type == cnp.NPY_FLOAT32:
+            kernels.block_sums_f32(<const float*>t.grad + begin, end - begin,
+                                   job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
+        else:
+            kernels.block_sums_f64(<const double*>t.grad + begin, end - begin,
+                                   job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
+    rmsprop_fenv_leave(found)
+
+
+cdef void perform(void* argument) noexcept nogil:
+    """The whole step of a job, in the calling thread and, for more shares than one, in its team.
+
+    Shares are loop iterations, so each is done once however many threads OpenMP really gives.
+    """
+    cdef Job* job = <Job*>argument
+    cdef Settings* settings = &job.settings
+    cdef rmsprop_scalars* scalars = &job.scalars
+    cdef int k
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    scalars.learning_rate = kernels.learning_rate(settings.lr, settings.decay, job.iterations)
+    scalars.rho = settings.rho
+    scalars.epsilon = settings.epsilon
+    scalars.scale = 1.0
+    scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
+    if settings.clipnorm > 0:
+        if job.shares == 1:
+            sum_share(job, 0)
+        else:
+            for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
+                sum_share(job, k)
+        scalars.scale = kernels.clip_scale(job.block_sums, job.blocks, settings.clipnorm)
+    if job.shares == 1:
+        update_share(job, 0)
+    else:
+        for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
+            update_share(job, k)
+    rmsprop_fenv_leave(found)
+
+
+cdef void land(const Tensor* t) noexcept nogil:
+    """Copy a staged parameter back to the user's array: any strides, alignment and byte order."""
+    cdef cnp.npy_intp index[64]   # NPY_MAXDIMS of NumPy 2
+    cdef const char* source = t.param
+    cdef char* target = t.landing
+    cdef cnp.npy_intp k
+    cdef int axis, j
+    memset(index, 0, sizeof(index))
+    for k in range(t.size):
+        if t.landing_swapped:
+            for j in range(t.itemsize):
+                target[j] = source[t.itemsize - 1 - j]
+        else:
+            memcpy(target, source, t.itemsize)
+        source += t.itemsize
+        for j in range(t.ndim):
+            axis = j if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else t.ndim - 1 - j
+            target += t.landing_strides[axis]
+            index[axis] += 1
+            if index[axis] < t.shape[axis]:
+                break
+            target -= index[axis] * t.landing_strides[axis]
+            index[axis] = 0
+
+
+# ---- which arrays -------------------------------------------------------------------------------
+
+ctypedef struct Range:
+    const char* low
+    const char* high
+    const char* reach        # the highest end of this range and of those before it
+    Py_ssize_t position
+
+
+cdef int compare_ranges(const void* x, const void* y) noexcept nogil:
+    cdef const Range* left = <const Range*>x
+    cdef const Range* right = <const Range*>y
+    return (left.low > right.low) - (left.low < right.low)
+
+
+cdef inline bint is_plain(void* x, const Tensor* t, int flags) noexcept:
+    """Is it an ndarray of the position's dtype and shape with these flags, ready for a kernel?"""
+    cdef int d
+    if not (rmsprop_is_array(x) and rmsprop_type(x) == t.type
+            and (rmsprop_flags(x) & flags) == flags and rmsprop_native(x)
+            and rmsprop_ndim(x) == t.ndim):
+        return False
+    for d in range(t.ndim):
+        if rmsprop_dims(x)[d] != t.shape[d]:
+            return False
+    return True
+
+
+cdef void span(cnp.ndarray x, const char** low, const char** high) noexcept:
+    """The bytes that an array with elements can touch."""
+    cdef int d
+    cdef cnp.npy_intp reach
+    low[0] = high[0] = <const char*>cnp.PyArray_DATA(x)
+    for d in range(cnp.PyArray_NDIM(x)):
+        reach = (cnp.PyArray_DIM(x, d) - 1) * cnp.PyArray_STRIDE(x, d)
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
+    high[0] += cnp.PyArray_ITEMSIZE(x)
+
+
+cdef bint share_memory(x, y):
+    """Do two arrays whose byte ranges meet share an element? Yes, too, where that is hard to tell."""
+    try:
+        return np.shares_memory(x, y, max_work=1_000_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def label(name, keys, Py_ssize_t position, bare=False):
+    """How errors call an array: params[2], params['W1'] or params."""
+    if bare:
+        return name
+    return f"{name}[{position if keys is None else keys[position]!r}]"
+
+
+def check_array(x, name):
+    """Refuse what is not a real array of float32 or float64 elements."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} is of type {type(x).__name__}, not a NumPy array")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and a step would update masked elements too; "
+                        "pass its .data, or a gradient's .filled(0)")
+    if x.dtype.newbyteorder("=") not in (np.float32, np.float64):
+        raise TypeError(f"{name} has dtype {x.dtype}, but only float32 and float64 arrays can be "
+                        "updated in place; convert the model with astype(np.float32)")
+    return x
+
+
+cdef class Plan:
+    """The positions of one model: shape, dtype, memory order and accumulator of each.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        What to be like: parameters, or the accumulators of another plan.
+    keys : tuple or None
+        The keys of a model that is a dict.
+    """
+
+    cdef readonly object keys
+    cdef readonly list accumulators
+    cdef bint float32
+    cdef Tensor* tensors
+    cdef Range* ranges           # of the parameters, by address
+    cdef Py_ssize_t count, range_count
+    cdef char* slab              # all accumulators lie in one buffer
+    cdef Py_ssize_t slab_size
+    cdef double* block_sums
+    cdef size_t block_capacity
+    cdef list held               # staged copies of the step under way
+
+    def __cinit__(self, arrays, keys):
+        cdef cnp.ndarray x, accumulator, slab
+        cdef Tensor* t
+        cdef Py_ssize_t i, position
+        cdef list offsets = []
+        self.count = len(arrays)
+        self.keys = keys
+        self.accumulators = []
+        self.tensors = <Tensor*>PyMem_Calloc(max(self.count, 1), sizeof(Tensor))
+        self.ranges = <Range*>PyMem_Calloc(max(self.count, 1), sizeof(Range))
+        if self.tensors == NULL or self.ranges == NULL:
+            raise MemoryError()
+        position = 0
+        for x in arrays:
+            # An accumulator lies at the same place in its cache line as its parameter.
+            position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & 63 & -x.itemsize
+            offsets.append(position)
+            position += x.nbytes
+        slab = np.zeros(position + 63, np.uint8)
+        self.slab = cnp.PyArray_BYTES(slab)
+        self.slab_size = cnp.PyArray_NBYTES(slab)
+        position = -<Py_ssize_t>self.slab & 63
+        for i, x in enumerate(arrays):
+            fortran = x.flags.f_contiguous and not x.flags.c_contiguous
+            accumulator = slab[position + offsets[i]:position + offsets[i] + x.nbytes].view(
+                x.dtype.newbyteorder("=")).reshape(np.shape(x), order="F" if fortran else "C")
+            self.accumulators.append(accumulator)
+            t = &self.tensors[i]
+            t.accumulator = cnp.PyArray_BYTES(accumulator)
+            t.size = cnp.PyArray_SIZE(accumulator)
+            t.shape = cnp.PyArray_DIMS(accumulator)
+            t.ndim = cnp.PyArray_NDIM(accumulator)
+            t.type = cnp.PyArray_TYPE(accumulator)
+            t.itemsize = cnp.PyArray_ITEMSIZE(accumulator)
+            t.order = cnp.NPY_ARRAY_F_CONTIGUOUS if fortran else cnp.NPY_ARRAY_C_CONTIGUOUS
+            self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
+
+    def __dealloc__(self):
+        PyMem_Free(self.tensors)
+        PyMem_Free(self.ranges)
+        PyMem_Free(self.block_sums)
+
+    cdef object name(self, which, Py_ssize_t i, container):
+        return label(which, self.keys, i, isinstance(container, np.ndarray))
+
+    cdef bint attach_plain(self, list_or_tuple_params, list_or_tuple_grads) noexcept:
+        """Point at this step's arrays if all of them are plain; no Python code runs."""
+        cdef void** params = rmsprop_items(list_or_tuple_params)
+        cdef void** grads = rmsprop_items(list_or_tuple_grads)
+        cdef Tensor* t
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            t = &self.tensors[i]
+            if not is_plain(params[i], t, t.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+                return False
+            t.param = rmsprop_data(params[i])
+            t.landing = NULL
+            if grads[i] == <void*>None:
+                t.grad = NULL
+            elif is_plain(grads[i], t, t.order | cnp.NPY_ARRAY_ALIGNED):
+                t.grad = rmsprop_data(grads[i])
+            else:
+                return False
+        return True
+
+    cdef int attach_any(self, params, grads, outer_params, outer_grads) except -1:
+        """Point at this step's arrays, or at copies of those that a kernel can't read in place."""
+        cdef Tensor* t
+        cdef Py_ssize_t i
+        cdef cnp.ndarray p, g, accumulator
+        cdef char* unseen = NULL
+        self.held = [params, grads]
+        for i in range(self.count):
+            name = self.name("params", i, outer_params)
+            p = check_array(params[i], name)
+            accumulator = self.accumulators[i]
+            if p.dtype.newbyteorder("=") != accumulator.dtype:
+                raise TypeError(f"{name} has dtype {p.dtype}, but the optimizer was built for "
+                                f"{accumulator.dtype}; use another optimizer, or reset() this one")
+            if np.shape(p) != np.shape(accumulator):
+                raise ValueError(f"{name} has shape {np.shape(p)}, but the optimizer was built for "
+                                 f"{np.shape(accumulator)}; use another optimizer, or reset() this "
+                                 "one")
+            if not p.flags.writeable:
+                raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
+                                 "writeable array or a copy")
+        for i in range(self.count):
+            t = &self.tensors[i]
+            p = params[i]
+            if grads[i] is not None:
+                name = self.name("grads", i, outer_grads)
+                g = check_array(np.asarray(grads[i]) if isinstance(grads[i], np.generic)
+                                else grads[i], name)
+                if g.dtype.newbyteorder("=") != self.accumulators[i].dtype:
+                    raise TypeError(f"{name} has dtype {g.dtype}, but "
+                                    f"{self.name('params', i, outer_params)} has dtype {p.dtype}; "
+                                    f"convert it with astype(np.{p.dtype.newbyteorder('=')})")
+                if np.shape(g) != np.shape(p):
+                    raise ValueError(f"{name} has shape {np.shape(g)}, but "
+                                     f"{self.name('params', i, outer_params)} has shape "
+                                     f"{np.shape(p)}")
+                g = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
+                t.grad = cnp.PyArray_BYTES(g)
+            else:
+                t.grad = NULL
+            t.landing = NULL
+            accumulator = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+            t.param = cnp.PyArray_BYTES(accumulator)
+            if t.param != cnp.PyArray_BYTES(p) and t.grad != NULL:
+                t.landing = cnp.PyArray_BYTES(p)
+                t.landing_strides = cnp.PyArray_STRIDES(p)
+                t.landing_swapped = not p.dtype.isnative
+            t.checked_param = t.checked_grad = unseen   # a copy's address tells nothing of overlap
+        return 0
+
+    cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
+        """The array itself if a kernel can use it, else a copy; either is held until the step ends."""
+        cdef cnp.ndarray base = np.asarray(x)
+        if not is_plain(<void*>base, t, t.order | flags):
+            base = np.array(x, x.dtype.newbyteorder("="), copy=True, subok=False,
+                            order="F" if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else "C")
+        self.held.append(base)
+        return base
+
+    cdef int check_overlap(self, params, grads, outer_params, outer_grads) except -1:
+        """Refuse parameters that share memory with each other or with a gradient.
+
+        Gradients are new arrays in most steps, parameters are not: these are sorted by address only
+        when one of them has moved, and then each new gradient is looked up among them.
+        """
+        cdef Py_ssize_t i, low, high, middle
+        cdef Tensor* t
+        cdef bint moved = False
+        cdef Range r
+        for i in range(self.count):
+            t = &self.tensors[i]
+            if t.param != t.checked_param or t.landing != NULL or t.checked_param == NULL:
+                moved = True
+                break
+        if moved:
+            self.sort_ranges(params)
+            for i in range(1, self.range_count):
+                self.check_range(&self.ranges[i], i, "params", params, params,
+                                 outer_params, outer_params)
+        for i in range(self.count):
+            t = &self.tensors[i]
+            if t.grad == NULL or t.size == 0:
+                continue
+            if not moved and t.grad == t.checked_grad:
+                continue
+            if t.checked_grad != NULL or is_plain(<void*>grads[i], t, t.order):
+                r.low = t.grad
+                r.high = t.grad + t.size * t.itemsize
+            else:
+                span(np.asarray(grads[i]), &r.low, &r.high)
+            r.position = i
+            low, high = 0, self.range_count
+            while low < high:   # the first range that starts behind this gradient
+                middle = (low + high) // 2
+                if self.ranges[middle].low < r.high:
+                    low = middle + 1
+                else:
+                    high = middle
+            self.check_range(&r, low, "grads", grads, params, outer_grads, outer_params)
+            if r.low < self.slab + self.slab_size and r.high > self.slab:
+                raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
+                                 "optimizer's weights; pass a copy")
+            t.checked_grad = t.grad
+        for i in range(self.count):
+            t = &self.tensors[i]
+            t.checked_param = t.param if t.landing == NULL else NULL
+        return 0
+
+    cdef int sort_ranges(self, params) except -1:
+        cdef Py_ssize_t i
+        cdef const char* reach = NULL
+        self.range_count = 0
+        for i in range(self.count):
+            if self.tensors[i].size > 0:
+                span(np.asarray(params[i]), &self.ranges[self.range_count].low,
+                     &self.ranges[self.range_count].high)
+                self.ranges[self.range_count].position = i
+                self.range_count += 1
+        qsort(self.ranges, self.range_count, sizeof(Range), compare_ranges)
+        for i in range(self.range_count):
+            reach = max(reach, self.ranges[i].high)
+            self.ranges[i].reach = reach
+        return 0
+
+    cdef int check_range(self, const Range* r, Py_ssize_t before, which, arrays, params,
+                         outer, outer_params) except -1:
+        """Refuse a range that shares memory with one of the first `before` parameters' by address."""
+        while before > 0 and self.ranges[before - 1].reach > r.low:
+            before -= 1
+            if self.ranges[before].high > r.low and share_memory(
+                    arrays[r.position], params[self.ranges[before].position]):
+                other = self.ranges[before].position
+                raise ValueError(f"{self.name(which, r.position, outer)} shares memory with "
+                                 f"{self.name('params', other, outer_params)}; pass a copy")
+        return 0
+
+    cdef object positions(self, container, which):
+        """The arrays of a list, tuple, dict or bare array, by position."""
+        if isinstance(container, np.ndarray):
+            container = (container,)
+        elif isinstance(container, dict):
+            if self.keys is None:
+                raise TypeError(f"{which} is a dict, but the optimizer was built for a list")
+            for key in container:
+                if key not in self.keys:
+                    raise ValueError(f"{which} has the key {key!r}, but the optimizer was built for "
+                                     f"the keys {list(self.keys)}")
+            for key in self.keys:
+                if key not in container:
+                    raise ValueError(f"{which} has no key {key!r}; pass None for a parameter "
+                                     "without a gradient")
+            return tuple([container[key] for key in self.keys])
+        elif not isinstance(container, (list, tuple)):
+            raise TypeError(f"{which} is of type {type(container).__name__}; pass a list or tuple "
+                            "of arrays, a dict of arrays, or one array")
+        if self.keys is not None:
+            raise TypeError(f"{which} is a {type(container).__name__}, but the optimizer was built "
+                            "for a dict")
+        if len(container) != self.count:
+            built = "" if which == "grads" else "the optimizer was built for "
+            raise ValueError(f"{which} has {len(container)} entries, but {built}"
+                             f"{self.count}{' parameters' if built else ' are needed, one for each '}"
+                             f"{'' if built else 'parameter (None where there is no gradient)'}")
+        return container
+
+    cdef int allocate_block_sums(self, size_t blocks) except -1:
+        cdef double* grown
+        if blocks > self.block_capacity:
+            grown = <double*>PyMem_Realloc(self.block_sums, blocks * sizeof(double))
+            if grown == NULL:
+                raise MemoryError()
+            self.block_sums = grown
+            self.block_capacity = blocks
+        return 0
+
+    cdef int64_t lay_out(self, Job* job) except -1:
+        """Line up this step's tensors in one flat range; returns the number of elements."""
+        cdef int64_t elements = 0
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef bint some = False
+        job.tensors = self.tensors
+        job.count = self.count
+        job.bytes = 0
+        job.blocks = 0
+        for i in range(self.count):
+            t = &self.tensors[i]
+            t.start = t.stop = job.bytes
+            t.first_block = job.blocks
+            if t.grad != NULL:
+                some = True
+                elements += t.size
+                t.stop += t.size * t.itemsize
+                job.bytes = t.stop
+                job.blocks += rmsprop_block_count(t.size)
+        if not some:
+            raise ValueError("all gradients are None: there is nothing to do" if self.count
+                             else "params is empty: there is nothing to do")
+        if job.settings.clipnorm > 0:
+            self.allocate_block_sums(job.blocks)
+            job.block_sums = self.block_sums
+        return elements
+
+
+def new_plan(params):
+    """The plan of a model that is seen for the first time."""
+    if isinstance(params, dict):
+        keys, arrays = tuple(params), list(params.values())
+    elif isinstance(params, (list, tuple)):
+        keys, arrays = None, list(params)
+    elif isinstance(params, np.ndarray):
+        keys, arrays = None, [params]
+    else:
+        raise TypeError(f"params is of type {type(params).__name__}; pass a list or tuple of "
+                        "arrays, a dict of arrays, or one array")
+    for i, x in enumerate(arrays):
+        check_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
+    return Plan(arrays, keys)
+
+
+def clip_scale(grads, double clipnorm):
+    """What `grads`, a sequence of arrays and None, are multiplied by for a norm of `clipnorm`."""
+    cdef Plan plan
+    cdef Job job
+    cdef double scale
+    cdef rmsprop_fenv found
+    given = [check_array(g, f"grads[{i}]") for i, g in enumerate(grads) if g is not None]
+    plan = Plan(given, None)
+    plan.attach_any(plan.accumulators, given, None, None)
+    job.settings.clipnorm = clipnorm
+    job.shares = 1
+    plan.lay_out(&job)
+    found = rmsprop_fenv_enter()
+    sum_share(&job, 0)
+    scale = kernels.clip_scale(job.block_sums, job.blocks, clipnorm)
+    rmsprop_fenv_leave(found)
+    return scale
+
+
+# ---- the base of the optimizers -----------------------------------------------------------------
+
+SETTINGS = ("lr", "rho", "epsilon", "decay", "clipnorm", "clipvalue")   # as in the struct Settings
+
+
+cdef class Bound:
+    """A step on fixed arrays: calling it is ``optimizer.step(params, grads)``."""
+
+    cdef Core optimizer
+    cdef object params, grads
+
+    def __call__(self):
+        self.optimizer.advance(self.params, self.grads)
+
+    def __repr__(self):
+        return f"<step of {self.optimizer!r} on bound arrays>"
+
+
+cdef class Core:
+    """Hyper-parameters and state in C, and the step that uses them: base of ``Optimizer``."""
+
+    cdef Settings settings
+    cdef int64_t steps
+    cdef Plan plan               # None before the first step
+    cdef bint busy               # under the GIL: a step, or an access to the state, is under way
+    cdef bint locked             # it has released the GIL, or may, and holds the lock
+    cdef unsigned long owner
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self, *args, **kwargs):
+        self.settings.clipnorm = self.settings.clipvalue = NAN
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef int enter(self) except -1:
+        """Wait until no other thread is in a step of this optimizer, and begin one."""
+        while self.busy:
+            if self.owner == PyThread_get_thread_ident():
+                raise RuntimeError("this optimizer's step was called from inside its own step")
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+                PyThread_release_lock(self.lock)
+        self.busy = True
+        self.owner = PyThread_get_thread_ident()
+        return 0
+
+    cdef void hold(self) noexcept:
+        """From here on the GIL may be released: let others wait for the lock instead of spinning."""
+        if not self.locked:
+            PyThread_acquire_lock(self.lock, WAIT_LOCK)
+            self.locked = True
+
+    cdef void leave(self) noexcept:
+        if self.locked:
+            self.locked = False
+            PyThread_release_lock(self.lock)
+        self.busy = False
+
+    cdef Plan attach(self, params, grads, Job* job, int64_t* elements):
+        """Check everything that a step needs; afterwards nothing can fail."""
+        cdef Plan plan = self.plan
+        if plan is None:
+            self.hold()
+            plan = new_plan(params)
+        if type(params) is not list and type(params) is not tuple or plan.keys is not None \
+                or type(grads) is not list and type(grads) is not tuple \
+                or len(params) != plan.count or len(grads) != plan.count:
+            if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
+                raise TypeError(f"params is of type {type(params).__name__}, but grads is of type "
+                                f"{type(grads).__name__}")
+            param_list = plan.positions(params, "params")
+            grad_list = plan.positions(grads, "grads")
+        else:
+            param_list, grad_list = params, grads
+        if not plan.attach_plain(param_list, grad_list):
+            self.hold()
+            param_list, grad_list = tuple(param_list), tuple(grad_list)
+            plan.attach_any(param_list, grad_list, params, grads)
+        plan.check_overlap(param_list, grad_list, params, grads)
+        if plan.float32 and 0 < self.settings.epsilon <= 2.0 ** -150:
+            raise ValueError(f"epsilon={self.settings.epsilon!r} rounds to 0 in float32; use at "
+                             "least 1e-45, or 0 itself")
+        job.settings = self.settings
+        job.iterations = self.steps
+        elements[0] = plan.lay_out(job)
+        if elements[0] >= unlocked_minimum and plan.held is None:
+            plan.held = [tuple(param_list), tuple(grad_list)]   # another thread may empty the lists
+        return plan
+
+    cdef int advance(self, params, grads) except -1:
+        """One step: all of it, or an exception and none."""
+        cdef Job job
+        cdef Plan plan = None
+        cdef int64_t elements = 0
+        cdef bint fresh = False
+        if self.busy:
+            self.enter()
+        else:
+            self.busy = True
+            self.owner = PyThread_get_thread_ident()
+        try:
+            plan = self.attach(params, grads, &job, &elements)
+            self.plan = plan
+            job.shares = threads_for(elements, &fresh)
+            if elements < unlocked_minimum:
+                self.finish(&job, False)
+            else:
+                self.hold()
+                with nogil:
+                    rmsprop_threads_enter()
+                    self.finish(&job, fresh)
+                    rmsprop_threads_leave()
+        finally:
+            if plan is not None:
+                plan.held = None
+            self.leave()
+        return 0
+
+    cdef void finish(self, Job* job, bint fresh) noexcept nogil:
+        cdef Py_ssize_t i
+        if job.shares == 1 or not fresh:
+            perform(job)
+        elif not rmsprop_threads_run(perform, job):
+            job.shares = 1
+            perform(job)
+        for i in range(job.count):
+            if job.tensors[i].landing != NULL:
+                land(&job.tensors[i])
+        self.steps += 1
+
+    def step(self, params, grads):
+        """Update `params` in place by one step of RMSprop along `grads`.
+
+        Parameters
+        ----------
+        params : list or tuple of ndarray, dict of ndarray, or ndarray
+            Arrays of float32 or float64 (they may be mixed), of any shape, strides, alignment and
+            byte order, writeable and without common memory. Changed in place. The first step (or
+            `build`) fixes number, shapes and dtypes; the arrays may be other ones at every step.
+        grads : of the same form as `params`
+            The gradients, each of its parameter's shape and dtype; only read. None leaves that
+            parameter and its accumulator as they are. A NumPy scalar does for a 0-d parameter.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arrays that can't be used, by name and index. Nothing has changed then.
+
+        Notes
+        -----
+        The update is that of ``tf.contrib.keras.optimizers.RMSprop`` in TensorFlow 1.3; see
+        `rmsprop_c.reference` for the definition.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_c import RMSprop
+        >>> opt, w = RMSprop(lr=0.5), np.array([1.0, 2.0])
+        >>> opt.step([w], [np.array([1.0, 6.0])])
+        >>> w.round(6)
+        array([-0.581139,  0.418861])
+        """
+        self.advance(params, grads)
+
+    def bind(self, params, grads):
+        """A zero-argument callable that repeats ``step(params, grads)`` on these very arrays.
+
+        The callable keeps the arrays alive and reads gradients anew at every call, so compute them
+        in place. Hyper-parameters stay live. Everything that `step` checks is checked here and at
+        every call.
+
+        Returns
+        -------
+        callable
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_c import RMSprop
+        >>> w, g = np.ones(3), np.empty(3)
+        >>> step = RMSprop(lr=0.1).bind([w], [g])
+        >>> for _ in range(2):
+        ...     np.multiply(w, 2, out=g)   # the gradient of w**2
+        ...     step()
+        array([2., 2., 2.])
+        array([1.36754445, 1.36754445, 1.36754445])
+        """
+        cdef Job job
+        cdef int64_t elements
+        cdef Plan plan = None
+        cdef Bound bound = Bound.__new__(Bound)
+        self.enter()
+        try:
+            plan = self.attach(params, grads, &job, &elements)
+            self.plan = plan
+        finally:
+            if plan is not None:
+                plan.held = None
+            self.leave()
+        bound.optimizer = self
+        bound.params = params if isinstance(params, np.ndarray) else (
+            dict(params) if isinstance(params, dict) else tuple(params))
+        bound.grads = grads if isinstance(grads, np.ndarray) else (
+            dict(grads) if isinstance(grads, dict) else tuple(grads))
+        return bound
+
+    def build(self, params):
+        """Make the accumulators for `params` without a step, so that weights can be set.
+
+        Parameters
+        ----------
+        params : list or tuple of ndarray, dict of ndarray, or ndarray
+            As for `step`; only read. On an optimizer that has accumulators already this only
+            checks that they fit.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` can't be used, or differ from those the optimizer was built for.
+        """
+        cdef Plan plan
+        self.enter()
+        try:
+            self.hold()
+            plan = new_plan(params)
+            if self.plan is None:
+                self.plan = plan
+            else:
+                arrays = self.plan.positions(params, "params")
+                self.plan.attach_any(arrays, (None,) * len(arrays), params, arrays)
+                self.plan.held = None
+        finally:
+            self.leave()
+
+    def reset(self):
+        """Forget the accumulators and set `iterations` to 0."""
+        self.enter()
+        self.plan = None
+        self.steps = 0
+        self.leave()
+
+    @property
+    def iterations(self):
+        """int: number of steps done. Assign to it to resume a count (at most 2**62)."""
+        return self.steps
+
+    @iterations.setter
+    def iterations(self, value):
+        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+            raise TypeError(f"iterations is {value!r}; it must be an integer")
+        if not 0 <= value <= 1 << 62:
+            raise ValueError(f"iterations is {value!r}; it must be in [0, 2**62]")
+        self.enter()
+        self.steps = value
+        self.leave()
+
+    def _get_setting(self, int i):
+        return (<double*>&self.settings)[i]
+
+    def _set_setting(self, int i, double value):
+        (<double*>&self.settings)[i] = value
+
+    def _keys(self):
+        """The keys of a model that is a dict, in the order of the positions; else None."""
+        return None if self.plan is None else self.plan.keys
+
+    def _views(self):
+        """Read-only views of the accumulators, by position; [] before the first step."""
+        views = []
+        if self.plan is not None:
+            for accumulator in self.plan.accumulators:
+                view = accumulator.view()
+                view.flags.writeable = False
+                views.append(view)
+        return views
+
+    def _snapshot(self):
+        """(keys, copies of the accumulators, iterations) between two steps; None before the first."""
+        self.enter()
+        try:
+            self.hold()
+            if self.plan is None:
+                return None, None, self.steps
+            return (self.plan.keys, [x.copy(order="K") for x in self.plan.accumulators], self.steps)
+        finally:
+            self.leave()
+
+    def _assign(self, accumulators, iterations=None):
+        """Set all accumulators, from arrays whose shapes have been checked, between two steps."""
+        self.enter()
+        try:
+            self.hold()
+            for own, given in zip(self.plan.accumulators, accumulators, strict=True):
+                own[...] = given
+            if iterations is not None:
+                self.steps = iterations
+        finally:
+            self.leave()
+
+    def _restore(self, keys, accumulators, iterations):
+        """Take over what `_snapshot` returned."""
+        cdef Plan plan = None
+        if accumulators is not None:
+            plan = Plan(accumulators, keys)
+            for own, given in zip(plan.accumulators, accumulators, strict=True):
+                own[...] = given
+        self.enter()
+        self.plan = plan
+        self.steps = iterations
+        self.leave()
+
+
+# ---- for other Cython code ----------------------------------------------------------------------
+
+cdef void update_f32(float* p, const float* g, float* a, size_t n,
+                     const rmsprop_scalars* scalars) noexcept nogil:
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    kernels.update_f32(p, g, a, n, scalars)
+    rmsprop_fenv_leave(found)
+
+
+cdef void update_f64(double* p, const double* g, double* a, size_t n,
+                     const rmsprop_scalars* scalars) noexcept nogil:
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    kernels.update_f64(p, g, a, n, scalars)
+    rmsprop_fenv_leave(found)
+
+
+rmsprop_threads_init()
+try:
+    use_isa(os.environ.get("RMSPROP_C_ISA") or None)
+except ValueError as error:
+    raise ImportError(f"RMSPROP_C_ISA: {error}") from None

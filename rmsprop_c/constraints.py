@@ -1,0 +1,182 @@
+"""Constraints on weights, as in Keras 2.0: callables that return the constrained value.
+
+K.epsilon(), which keeps the norms from 0, is 1e-7 in TensorFlow 1.3 and here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import serialization
+
+EPSILON = 1e-7
+
+
+class Constraint:
+    """Base of the constraints: call it with an array to get the constrained array."""
+
+    def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
+        """Return the constrained value of `w`, an array of its shape and dtype."""
+        raise TypeError(f"{type(self).__name__} does not say how it constrains: define __call__")
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments as plain JSON types."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Constraint":
+        """Make a constraint from what `get_config` returned."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def _axis(axis: Any) -> Any:
+    """NumPy wants several axes as a tuple; JSON and Keras have lists."""
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
+def _norms(w: NDArray[Any], axis: Any) -> NDArray[Any]:
+    norms: NDArray[Any] = np.sqrt(np.sum(np.square(w), axis=_axis(axis), keepdims=True))
+    return norms
+
+
+class MaxNorm(Constraint):
+    """Scale vectors of weights down to a norm of at most `max_value`.
+
+    Parameters
+    ----------
+    max_value : float
+        The largest norm.
+    axis : int or list of int
+        Axes along which norms are taken: 0 for the incoming weights of a dense layer's units.
+    """
+
+    def __init__(self, max_value: float = 2, axis: Any = 0) -> None:
+        self.max_value = max_value
+        self.axis = axis
+
+    def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
+        norms = _norms(w, self.axis)
+        desired = np.clip(norms, 0, self.max_value)
+        return w * (desired / (EPSILON + norms))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"max_value": self.max_value, "axis": self.axis}
+
+
+class NonNeg(Constraint):
+    """Set negative weights to 0."""
+
+    def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
+        return w * (w >= 0)
+
+
+class UnitNorm(Constraint):
+    """Scale vectors of weights to norm 1.
+
+    Parameters
+    ----------
+    axis : int or list of int
+        Axes along which norms are taken.
+    """
+
+    def __init__(self, axis: Any = 0) -> None:
+        self.axis = axis
+
+    def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
+        return w / (EPSILON + _norms(w, self.axis))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"axis": self.axis}
+
+
+class MinMaxNorm(Constraint):
+    """Scale vectors of weights towards norms between `min_value` and `max_value`.
+
+    Parameters
+    ----------
+    min_value, max_value : float
+        The range of norms.
+    rate : float
+        How much of the way is gone at a step: 1 enforces the range.
+    axis : int or list of int
+        Axes along which norms are taken.
+    """
+
+    def __init__(
+        self, min_value: float = 0.0, max_value: float = 1.0, rate: float = 1.0, axis: Any = 0
+    ) -> None:
+        self.min_value = min_value
+        self.max_value = max_value
+        self.rate = rate
+        self.axis = axis
+
+    def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
+        norms = _norms(w, self.axis)
+        desired = (
+            self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
+        )
+        return w * (desired / (EPSILON + norms))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+            "rate": self.rate,
+            "axis": self.axis,
+        }
+
+
+# Keras's names for the same classes.
+max_norm = maxnorm = MaxNorm
+non_neg = nonneg = NonNeg
+unit_norm = unitnorm = UnitNorm
+min_max_norm = MinMaxNorm
+
+KNOWN = {
+    "MaxNorm": MaxNorm,
+    "max_norm": MaxNorm,
+    "maxnorm": MaxNorm,
+    "NonNeg": NonNeg,
+    "non_neg": NonNeg,
+    "nonneg": NonNeg,
+    "UnitNorm": UnitNorm,
+    "unit_norm": UnitNorm,
+    "unitnorm": UnitNorm,
+    "MinMaxNorm": MinMaxNorm,
+    "min_max_norm": MinMaxNorm,
+}
+
+
+def serialize(constraint: Constraint) -> dict[str, Any]:
+    """The constraint as ``{"class_name": ..., "config": ...}``."""
+    return serialization.serialize(constraint)
+
+
+def deserialize(
+    config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+) -> Any:
+    """Make the constraint that `serialize` described; `config` is not changed."""
+    return serialization.deserialize(config, KNOWN, custom_objects, "constraint")
+
+
+def get(identifier: Any) -> Any:
+    """The constraint for a name, a serialized constraint, a callable or None.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if identifier is None or (callable(identifier) and not isinstance(identifier, Mapping)):
+        return identifier
+    if isinstance(identifier, str):
+        return deserialize({"class_name": identifier, "config": {}})
+    if isinstance(identifier, Mapping):
+        return deserialize(identifier)
+    raise ValueError(f"Could not interpret constraint identifier: {identifier!r}")

@@ -1,0 +1,99 @@
+"""The extension module: which flags, and does OpenMP link here? The rest is in pyproject.toml."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+OPENMP_PROBE = """
+#include <omp.h>
+int main(void)
+{
+    int n = 0;
+#pragma omp parallel reduction(+ : n)
+    n += omp_get_num_threads();
+    return n == 0;
+}
+"""
+# The numeric contract (include/rmsprop.h says why). -fno-fast-math comes last, here and when linking,
+# so that a -ffast-math or -Ofast in CFLAGS neither changes the arithmetic nor links crtfastmath.o,
+# which would switch on flush-to-zero for the whole process.
+EXACT = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno"]
+MSVC_EXACT = ["/O2", "/fp:precise"]
+
+
+class BuildExt(build_ext):
+    """build_ext that compiles with what the compiler at hand offers."""
+
+    def build_extensions(self):
+        msvc = self.compiler.compiler_type == "msvc"
+        compile_args, link_args = self.openmp_flags(msvc)
+        for extension in self.extensions:
+            extension.extra_compile_args += (MSVC_EXACT if msvc else EXACT) + compile_args
+            extension.extra_link_args += ([] if msvc else ["-O3", "-fno-fast-math"]) + link_args
+        super().build_extensions()
+
+    def openmp_flags(self, msvc):
+        """Flags for compiling and for linking; empty without OpenMP."""
+        wish = os.environ.get("RMSPROP_C_OPENMP", "auto")
+        if wish not in ("0", "1", "auto"):
+            raise SystemExit(f"RMSPROP_C_OPENMP is {wish!r}; it must be 0, 1 or auto")
+        if wish == "0":
+            return [], []
+        if msvc:
+            candidates = [(["/openmp"], [])]
+        elif sys.platform == "darwin":  # Apple's clang knows the pragmas, the library is an extra
+            candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])]
+        else:
+            candidates = [(["-fopenmp"], ["-fopenmp"])]
+        reasons = []
+        for compile_args, link_args in candidates:
+            reason = self.why_not(compile_args, link_args)
+            if reason is None:
+                return compile_args, link_args
+            reasons.append(f"{' '.join(compile_args)}: {reason}")
+        if wish == "1":
+            raise SystemExit("RMSPROP_C_OPENMP=1, but OpenMP can't be used: " + "; ".join(reasons))
+        print("building without OpenMP: " + "; ".join(reasons))
+        return [], []
+
+    def why_not(self, compile_args, link_args):
+        """Compile and link the probe, without running it; None if that works."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(OPENMP_PROBE)
+            try:
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=compile_args
+                )
+                self.compiler.link_executable(
+                    objects, "probe", output_dir=folder, extra_postargs=link_args
+                )
+            except (CompileError, LinkError) as error:
+                return str(error)
+        return None
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=cythonize(
+        Extension(
+            "rmsprop_c._core",
+            ["rmsprop_c/_core.pyx", "rmsprop_c/_kernels.c", "rmsprop_c/_threads.c"],
+            include_dirs=[numpy.get_include(), "rmsprop_c", "rmsprop_c/include"],
+            depends=[
+                "rmsprop_c/include/rmsprop.h",
+                "rmsprop_c/_kernels.h",
+                "rmsprop_c/_threads.h",
+            ],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
+        ),
+        language_level=3,
+    ),
+)
