@@ -13,15 +13,17 @@ True
 from pathlib import Path
 
 from . import constraints
+from ._version import __version__
 from .optimizer import Optimizer
 from .rmsprop import RMSprop, deserialize, get, serialize
 from .threads import build_info, get_num_threads, set_num_threads
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "Optimizer",
     "RMSprop",
+    "__version__",
     "build_info",
     "constraints",
     "deserialize",

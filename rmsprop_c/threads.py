@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
+from ._version import __version__
 
 
 def quota(root: str = "/sys/fs/cgroup") -> float:
@@ -105,8 +106,6 @@ def build_info() -> dict[str, Any]:
         sets, mapped to whether this processor supports them), ``isa`` (the chosen one) and
         ``num_threads``.
     """
-    from . import __version__
-
     return {
         "version": __version__,
         "compiler": _core.compiler(),
