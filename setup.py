@@ -21,9 +21,9 @@ int main(void)
     return n == 0;
 }
 """
-# The numeric contract (include/rmsprop.h says why). -fno-fast-math comes last, here and when linking,
-# so that a -ffast-math or -Ofast in CFLAGS neither changes the arithmetic nor links crtfastmath.o,
-# which would switch on flush-to-zero for the whole process.
+# The numeric contract (include/rmsprop.h says why). -O3 and -fno-fast-math come behind CFLAGS, here
+# and when linking, so that a -ffast-math or -Ofast there neither changes the arithmetic nor links
+# crtfastmath.o, which would switch on flush-to-zero for the whole process.
 EXACT = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno"]
 MSVC_EXACT = ["/O2", "/fp:precise"]
 

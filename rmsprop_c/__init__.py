@@ -18,8 +18,6 @@ from .optimizer import Optimizer
 from .rmsprop import RMSprop, deserialize, get, serialize
 from .threads import build_info, get_num_threads, set_num_threads
 
-
-
 __all__ = [
     "Optimizer",
     "RMSprop",
@@ -33,7 +31,6 @@ __all__ = [
     "serialize",
     "set_num_threads",
 ]
-
 
 def get_include() -> str:
     """Folder of ``rmsprop.h``, for C code and for Cython code that cimports `rmsprop_c._core`."""

@@ -50,7 +50,7 @@ def run(
 
 
 def selftest() -> int:
-    """Print a checksum per dtype, instruction set and thread count; 1 if any is not the stored one."""
+    """Print a checksum per dtype, instruction set and thread count; return 1 if any is wrong."""
     chosen = _core.chosen_isa()
     minimums = _core.configure_minimums(unlocked=1, team=1)
     wrong = 0

@@ -158,9 +158,7 @@ def serialize(constraint: Constraint) -> dict[str, Any]:
     return serialization.serialize(constraint)
 
 
-def deserialize(
-    config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
-) -> Any:
+def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
     """Make the constraint that `serialize` described; `config` is not changed."""
     return serialization.deserialize(config, KNOWN, custom_objects, "constraint")
 

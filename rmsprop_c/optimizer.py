@@ -1,4 +1,4 @@
-"""The part of an optimizer that is not arithmetic: arguments, config, losses, weights, constraints."""
+"""What of an optimizer is not arithmetic: arguments, config, losses, weights, constraints."""
 
 import copyreg
 import numbers
@@ -122,7 +122,7 @@ class Optimizer(_core.Core):
 
     @classmethod
     def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
-        """Make an optimizer from what `get_config`, Keras 2.0's too, returned. No state is in it."""
+        """Make an optimizer from what `get_config` (or Keras 2.0's) returned; it has no state."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -172,7 +172,7 @@ class Optimizer(_core.Core):
 
         Notes
         -----
-        `step` and `get_updates` clip by themselves: give these gradients to other code, not to them.
+        `step` and `get_updates` clip by themselves; these gradients are for other code.
         """
         value, grads = self._evaluate(loss, params)
         self.last_loss = value
@@ -224,7 +224,7 @@ class Optimizer(_core.Core):
 
     @property
     def weights(self) -> list[NDArray[Any]]:
-        """list of ndarray: read-only views of the accumulators. Assigning is `set_weights`."""
+        """List of ndarray: read-only views of the accumulators. Assigning is `set_weights`."""
         return self._views()
 
     @weights.setter

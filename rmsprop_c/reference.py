@@ -70,7 +70,7 @@ def update(
     scale: float = 1.0,
     clipvalue: float = np.inf,
 ) -> None:
-    """Update parameter `p` and accumulator `a` in place; every operation is rounded to their dtype."""
+    """Update parameter `p` and accumulator `a` in place; every operation rounds to their dtype."""
     real = p.dtype.type
     g = g * real(scale)
     g = np.where(g < real(-clipvalue), real(-clipvalue), g)
@@ -102,13 +102,11 @@ def step(
         lr_t = learning_rate(lr, decay, iterations)
         for p, g, a in zip(params, grads, accumulators, strict=True):
             if g is not None:
-                update(
-                    p, g, a, lr=lr_t, rho=rho, epsilon=epsilon, scale=scale, clipvalue=bound
-                )
+                update(p, g, a, lr=lr_t, rho=rho, epsilon=epsilon, scale=scale, clipvalue=bound)
 
 
 def spread_values(n: int, seed: int, low: int, high: int, dtype: Any) -> NDArray[Any]:
-    """n values of both signs with exponents spread over [low, high), the same everywhere."""
+    """N values of both signs with exponents spread over [low, high), the same everywhere."""
     x = (np.arange(n, dtype=np.uint64) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
     x ^= x >> np.uint64(29)
     x *= np.uint64(0xBF58476D1CE4E5B9)

@@ -91,9 +91,7 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     return serialization.serialize(optimizer)
 
 
-def deserialize(
-    config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
-) -> Any:
+def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
     """Make the optimizer that `serialize` described; `config` is not changed."""
     known = {"RMSprop": RMSprop, "rmsprop": RMSprop}
     return serialization.deserialize(config, known, custom_objects, "optimizer")

@@ -43,7 +43,7 @@ def deserialize(
         serialized.get("config", {}), Mapping
     ):
         raise ValueError(
-            f"Improper config format: {serialized!r}; expected a dict with 'class_name' and 'config'"
+            f"Improper config format: {serialized!r}; expected 'class_name' and 'config' in a dict"
         )
     name = serialized["class_name"]
     found = (custom_objects or {}).get(name) or known.get(name) or known.get(name.lower())

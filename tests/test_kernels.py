@@ -1,0 +1,117 @@
+"""Each entry of the dispatch table is what its name says: disassembled, and the choice obeyed."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from rmsprop_c import _core
+
+FUNCTIONS = ("rmsprop_update_f32", "rmsprop_update_f64")
+SUMS = ("rmsprop_block_sums_f32", "rmsprop_block_sums_f64")
+X86 = "avx2" in _core.compiled_isas()
+WIDEST = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm"}
+
+pytestmark = pytest.mark.skipif(not X86, reason="the other processors have one entry only")
+
+
+@pytest.fixture(scope="module")
+def instructions():
+    """Lists of (mnemonic, operands) by function, from the disassembled extension."""
+    dump = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", _core.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = defaultdict(list)
+    name = None
+    for line in dump.splitlines():
+        if header := re.match(r"[0-9a-f]+ <(.+)>:", line):
+            # A compiler may split a function; its parts have the name and a suffix.
+            name = header[1].split(".")[0]
+        elif instruction := re.match(r"\s+[0-9a-f]+:\s+(\S+)\s*(.*)", line):
+            found[name].append(instruction.groups())
+    return found
+
+
+def entry(function, isa):
+    return function if isa == "portable" else f"{function}_{isa}"
+
+
+def body(instructions, function, isa):
+    """The instructions of an entry, with those of the loop where it is not inlined."""
+    found = list(instructions[entry(function, isa)])
+    found += instructions.get(entry(function.replace("update", "range"), isa), [])
+    assert found, f"{entry(function, isa)} is not in the extension"
+    return found
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("isa", WIDEST)
+def test_an_update_divides_and_takes_roots_in_its_own_registers(instructions, function, isa):
+    suffix = "ps" if function.endswith("f32") else "pd"
+    code = body(instructions, function, isa)
+    for operation in ("sqrt", "div"):
+        widths = {
+            register
+            for mnemonic, operands in code
+            if re.fullmatch(f"v?{operation}{suffix}", mnemonic)
+            for register in re.findall(r"[xyz]mm", operands)
+        }
+        assert WIDEST[isa] in widths, f"no {operation}{suffix} on {WIDEST[isa]}"
+    wider = {"portable": ("ymm", "zmm"), "avx2": ("zmm",), "avx512": ()}[isa]
+    assert not any(register in operands for _, operands in code for register in wider)
+
+
+@pytest.mark.parametrize("function", SUMS)
+@pytest.mark.parametrize("isa", WIDEST)
+def test_a_norm_adds_in_its_own_registers(instructions, function, isa):
+    added = [
+        operands
+        for mnemonic, operands in body(instructions, function, isa)
+        if re.fullmatch("v?addpd", mnemonic) and WIDEST[isa] in operands
+    ]
+    assert added
+
+
+@pytest.mark.parametrize("function", FUNCTIONS + SUMS)
+@pytest.mark.parametrize("isa", WIDEST)
+def test_no_entry_contracts_or_estimates(instructions, function, isa):
+    inexact = [
+        mnemonic
+        for mnemonic, _ in body(instructions, function, isa)
+        if re.match(r"v?fn?m(add|sub)|v?rcp|v?rsqrt", mnemonic)
+    ]
+    assert not inexact
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", [n for n, supported in _core.compiled_isas().items() if supported])
+def test_the_environment_chooses_an_instruction_set(name):
+    result = run("import rmsprop_c; print(rmsprop_c.build_info()['isa'])", RMSPROP_C_ISA=name)
+    assert result.stdout.strip() == name
+
+
+def test_an_impossible_instruction_set_is_an_import_error_that_names_it():
+    result = run("import rmsprop_c", RMSPROP_C_ISA="neon")
+    assert result.returncode != 0
+    assert "ImportError: RMSPROP_C_ISA: instruction set 'neon' can't be used" in result.stderr
+    assert "portable" in result.stderr
+
+
+def test_the_fastest_supported_one_is_the_default():
+    result = run("import rmsprop_c; print(rmsprop_c.build_info()['isa'])")
+    supported = [n for n, s in _core.compiled_isas().items() if s]
+    assert result.stdout.strip() in supported[-2:]

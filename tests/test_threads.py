@@ -1,0 +1,283 @@
+"""The thread policy, and a step that is all or nothing for other threads and forks."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from common import assert_same_bits
+from threadpoolctl import threadpool_limits
+
+from rmsprop_c import RMSprop, _core, get_num_threads, reference, set_num_threads, threads
+
+OPENMP = _core.openmp_version() != 0
+
+
+def python(code, timeout=120, **environment):
+    """What a fresh interpreter prints; a hang or a crash fails the test."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.fixture
+def model():
+    rng = np.random.default_rng(0)
+    shapes = [(300, 400), (400,), (50_000,), (7,)]
+    params = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    grads = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    return params, grads
+
+
+def expected(params, grads, steps):
+    params = [p.copy() for p in params]
+    accumulators = [np.zeros_like(p) for p in params]
+    for t in range(steps):
+        reference.step(params, grads, accumulators, t)
+    return params
+
+
+def test_set_num_threads_is_seen_by_get_num_threads():
+    default = get_num_threads()
+    try:
+        set_num_threads(3)
+        assert get_num_threads() == (3 if OPENMP else 1)
+    finally:
+        set_num_threads(None)
+    assert get_num_threads() == default
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (5000, ValueError),
+        (True, TypeError),
+        (2.0, TypeError),
+        ("2", TypeError),
+    ],
+)
+def test_a_bad_thread_count_is_refused_by_name(value, error):
+    with pytest.raises(error, match=f"n is {value!r}"):
+        set_num_threads(value)
+
+
+def test_the_environment_sets_the_thread_count():
+    code = "import rmsprop_c; print(rmsprop_c.get_num_threads())"
+    assert python(code, RMSPROP_C_NUM_THREADS="3") == ("3" if OPENMP else "1")
+
+
+@pytest.mark.parametrize("value", ["0", "many", "1.5"])
+def test_a_bad_thread_count_in_the_environment_is_an_import_error(value):
+    code = "try:\n import rmsprop_c\nexcept ImportError as error:\n print(error)"
+    assert f"RMSPROP_C_NUM_THREADS is '{value}'" in python(code, RMSPROP_C_NUM_THREADS=value)
+
+
+def test_the_default_follows_omp_num_threads_and_affinity():
+    code = "import rmsprop_c; print(rmsprop_c.get_num_threads())"
+    assert python(code, OMP_NUM_THREADS="1", RMSPROP_C_NUM_THREADS="") == "1"
+    pinned = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {code}"
+    assert python(pinned, RMSPROP_C_NUM_THREADS="") == "1"
+
+
+def test_threadpoolctl_limits_the_default():
+    with threadpool_limits(1):
+        assert get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected_quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({}, float("inf")),
+    ],
+)
+def test_a_containers_quota_is_read(tmp_path, files, expected_quota):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert threads.quota(str(tmp_path)) == expected_quota
+    count = threads.processors(str(tmp_path))
+    assert 1 <= count <= max(1, -int(-min(expected_quota, 1024) // 1))
+
+
+@pytest.mark.usefixtures("team_at_any_size")
+@pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT", "OMP_DYNAMIC"])
+def test_each_element_is_updated_once_when_openmp_gives_fewer_threads(limit):
+    code = """
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+_core.configure_minimums(team=1)
+set_num_threads(8)
+p = np.ones(100_003, np.float32)
+opt = RMSprop(lr=0.5, clipnorm=1e9)
+opt.step([p], [np.ones_like(p)])
+print(len(np.unique(p)), len(np.unique(opt.get_weights()[0])))
+"""
+    assert python(code, **{limit: "1" if limit == "OMP_THREAD_LIMIT" else "true"}) == "1 1"
+
+
+def test_a_stack_that_no_thread_can_have_leaves_the_step_serial():
+    code = """
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+_core.configure_minimums(team=1)
+set_num_threads(4)
+p = np.ones(100_003, np.float32)
+RMSprop(lr=0.5).step([p], [np.ones_like(p)])
+print(len(np.unique(p)))
+"""
+    assert python(code, OMP_STACKSIZE="900000G") == "1"
+
+
+def test_a_large_step_uses_a_team_of_its_own_by_default(model):
+    params, grads = model
+    wanted = expected(params, grads, 2)
+    before = _core.configure_minimums(unlocked=1, fresh=1, share=1)
+    try:
+        opt = RMSprop()
+        for _ in range(2):
+            opt.step(params, grads)
+    finally:
+        _core.configure_minimums(**before)
+    for found, want in zip(params, wanted, strict=True):
+        assert_same_bits(found, want)
+    assert threading.active_count() == 1
+
+
+@pytest.mark.usefixtures("team_at_any_size")
+def test_steps_of_one_optimizer_from_many_threads_are_serialised(model):
+    params, grads = model
+    wanted = expected(params, grads, 200)
+    opt = RMSprop()
+
+    def work():
+        for _ in range(50):
+            opt.step(params, grads)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert opt.iterations == 200
+    for found, want in zip(params, wanted, strict=True):
+        assert_same_bits(found, want)
+
+
+@pytest.mark.usefixtures("team_at_any_size")
+def test_staged_steps_from_many_threads_are_serialised(model):
+    params, grads = model
+    wanted = expected(params, grads, 60)
+    strided = [np.repeat(p, 2, axis=-1)[..., ::2] for p in params]
+    opt = RMSprop()
+
+    def work():
+        for _ in range(20):
+            opt.step(strided, grads)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for found, want in zip(strided, wanted, strict=True):
+        assert_same_bits(found, want)
+
+
+def test_a_long_step_lets_other_threads_run():
+    p = np.ones(1 << 21, np.float32)
+    opt, g = RMSprop(), np.ones_like(p)
+    opt.step([p], [g])
+    ticks = 0
+    done = threading.Event()
+
+    def work():
+        for _ in range(20):
+            opt.step([p], [g])
+        done.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while not done.is_set():
+        ticks += 1
+    worker.join()
+    assert ticks > 1000
+
+
+FORK = """
+import os, sys, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+{setup}
+params = [np.ones({size}, np.float32), np.ones(3)]
+grads = [np.full({size}, 0.5, np.float32), np.ones(3)]
+opt = RMSprop(clipnorm=1e9)
+opt.step(params, grads)
+pid = os.fork()
+opt.step(params, grads)
+same = all(len(np.unique(p)) == 1 for p in params) and opt.iterations == 2
+if pid == 0:
+    os._exit(0 if same else 1)
+print(same, os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, team=1)",
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, team=1, fresh=1)",
+        "_core.configure_minimums(unlocked=1, fresh=1, share=1)",
+        "",
+    ],
+    ids=["hot team", "hot team, fresh in the child", "fresh team", "default"],
+)
+def test_a_forked_child_finishes_its_steps(setup):
+    assert python(FORK.format(setup=setup, size=100_003)) == "True 0"
+
+
+def test_a_child_never_sees_half_a_step():
+    code = """
+import os, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+set_num_threads(2)
+_core.configure_minimums(unlocked=1, team=1)
+models = [[np.zeros(200_000, np.float32) for _ in range(3)] for _ in range(2)]
+stop = False
+
+def work(params):
+    opt, grads = RMSprop(lr=1.0), [np.ones_like(p) for p in params]
+    while not stop:
+        opt.step(params, grads)
+
+workers = [threading.Thread(target=work, args=(params,)) for params in models]
+for worker in workers:
+    worker.start()
+torn = 0
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(len({float(x) for p in params for x in (p.min(), p.max())}) > 1
+                     for params in models))
+    torn += os.waitpid(pid, 0)[1] != 0
+stop = True
+for worker in workers:
+    worker.join()
+print(torn)
+"""
+    assert python(code) == "0"
