@@ -19,7 +19,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint rmsprop_c
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint rmsprop_c
 	$(BIN)/clang-format --dry-run --Werror rmsprop_c/_kernels.[ch] rmsprop_c/_threads.[ch] \
 		rmsprop_c/include/*.h
 	$(BIN)/mypy

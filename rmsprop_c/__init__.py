@@ -32,6 +32,7 @@ __all__ = [
     "set_num_threads",
 ]
 
+
 def get_include() -> str:
     """Folder of ``rmsprop.h``, for C code and for Cython code that cimports `rmsprop_c._core`."""
     return str(Path(__file__).parent / "include")

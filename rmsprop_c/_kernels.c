@@ -1,4 +1,5 @@
-/* The template of include/rmsprop.h, stamped once per instruction set: the only file that knows one.
+/* The template of include/rmsprop.h, stamped once per instruction set: the only file that knows
+ * one.
  *
  * What bounds the loop while its arrays are in cache is the divider: one sqrt and one divide per
  * element; loads, stores and the other arithmetic hide behind them. Nanoseconds per element of

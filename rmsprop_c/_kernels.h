@@ -6,7 +6,8 @@
 
 typedef struct {
     const char *name;
-    void (*update_f32)(float *p, const float *g, float *a, size_t n, const rmsprop_scalars *scalars);
+    void (*update_f32)(float *p, const float *g, float *a, size_t n,
+                       const rmsprop_scalars *scalars);
     void (*update_f64)(double *p, const double *g, double *a, size_t n,
                        const rmsprop_scalars *scalars);
     void (*block_sums_f32)(const float *g, size_t n, double *sums);

@@ -7,7 +7,8 @@
 void rmsprop_threads_init(void);
 
 /* Has this process been forked, from whatever parent, without an exec since? OpenMP's teams of the
- * parent are gone there, and libgomp waits for them for ever when the same thread uses them again. */
+ * parent are gone there, and libgomp waits for them for ever when the same thread uses them again.
+ */
 int rmsprop_threads_forked(void);
 
 /* Steps that run without the GIL are counted in and out. A fork waits until none is inside, and
@@ -15,7 +16,8 @@ int rmsprop_threads_forked(void);
 void rmsprop_threads_enter(void);
 void rmsprop_threads_leave(void);
 
-/* Can this many threads with OpenMP's stack size live at once? (libgomp ends the process if not.) */
+/* Can this many threads with OpenMP's stack size live at once? (libgomp ends the process if not.)
+ */
 int rmsprop_threads_available(int count);
 
 /* Runs function(argument) in a new thread and joins it. Returns 0 if there is no thread to be had;

@@ -41,8 +41,7 @@ def _axis(axis: Any) -> Any:
 
 
 def _norms(w: NDArray[Any], axis: Any) -> NDArray[Any]:
-    norms: NDArray[Any] = np.sqrt(np.sum(np.square(w), axis=_axis(axis), keepdims=True))
-    return norms
+    return np.asarray(np.sqrt(np.sum(np.square(w), axis=_axis(axis), keepdims=True)))
 
 
 class MaxNorm(Constraint):
@@ -63,7 +62,7 @@ class MaxNorm(Constraint):
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
         norms = _norms(w, self.axis)
         desired = np.clip(norms, 0, self.max_value)
-        return w * (desired / (EPSILON + norms))
+        return np.asarray(w * (desired / (EPSILON + norms)))
 
     def get_config(self) -> dict[str, Any]:
         return {"max_value": self.max_value, "axis": self.axis}
@@ -73,7 +72,7 @@ class NonNeg(Constraint):
     """Set negative weights to 0."""
 
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
-        return w * (w >= 0)
+        return np.asarray(w * (w >= 0))
 
 
 class UnitNorm(Constraint):
@@ -89,7 +88,7 @@ class UnitNorm(Constraint):
         self.axis = axis
 
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
-        return w / (EPSILON + _norms(w, self.axis))
+        return np.asarray(w / (EPSILON + _norms(w, self.axis)))
 
     def get_config(self) -> dict[str, Any]:
         return {"axis": self.axis}
@@ -121,7 +120,7 @@ class MinMaxNorm(Constraint):
         desired = (
             self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
         )
-        return w * (desired / (EPSILON + norms))
+        return np.asarray(w * (desired / (EPSILON + norms)))
 
     def get_config(self) -> dict[str, Any]:
         return {

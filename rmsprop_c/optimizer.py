@@ -64,10 +64,6 @@ def _property(index: int, row: Hyperparameter) -> property:
     return property(get_value, set_value, doc=row.doc)
 
 
-def _is_pair(result: Any) -> bool:
-    return isinstance(result, tuple) and len(result) == 2
-
-
 class Optimizer(_core.Core):
     """Base class of optimizers, after ``tf.contrib.keras.optimizers.Optimizer``: use `RMSprop`.
 
@@ -306,8 +302,8 @@ class Optimizer(_core.Core):
             )
         if not _known_scalar(loss):
             result = loss(params)
-            if _is_pair(result):
-                return result
+            if isinstance(result, tuple) and len(result) == 2:
+                return result[0], result[1]
             if np.ndim(result) != 0:
                 raise TypeError(
                     f"loss returned {type(result).__name__}; it must return (value, grads) or a "

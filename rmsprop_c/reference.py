@@ -26,7 +26,8 @@ def pairwise_sum(x: NDArray[Any]) -> NDArray[Any]:
     while len(x) > 1:
         odd = x[len(x) - len(x) % 2 :]
         x = np.concatenate([x[0:-1:2] + x[1::2], odd])
-    return x[0]
+    total: NDArray[Any] = x[0]
+    return total
 
 
 def global_norm(grads: Sequence[NDArray[Any] | None]) -> float:
@@ -113,7 +114,8 @@ def spread_values(n: int, seed: int, low: int, high: int, dtype: Any) -> NDArray
     fraction = (x >> np.uint64(41)).astype(np.float64) / 2.0**23
     exponent = (x % np.uint64(high - low)).astype(np.int64) + low
     sign = np.where(x & np.uint64(1 << 20), -1.0, 1.0)
-    return np.ldexp(sign * (1.0 + fraction), exponent).astype(dtype)
+    values: NDArray[Any] = np.ldexp(sign * (1.0 + fraction), exponent).astype(dtype)
+    return values
 
 
 CHECKSUM_SHAPES = ((300_001,), (17,), (59, 17), ())
