@@ -1,7 +1,8 @@
 """The kernels for other Cython code: ``from rmsprop_c._core cimport update_f32, rmsprop_scalars``.
 
-Compile with ``include_dirs=[rmsprop_c.get_include()]``. The kernel is the one that the package chose
-for this processor; it runs in the floating-point environment of the contract and restores yours.
+Compile with ``include_dirs=[rmsprop_c.get_include()]``. The kernel is the one that the package
+chose for this processor. It runs in the floating-point environment of the contract (to nearest,
+subnormals kept) and restores yours.
 """
 
 

@@ -8,7 +8,7 @@ hyper-parameters as C numbers and makes a step of a plan all or nothing. No arit
 happens here: that is in ``include/rmsprop.h``.
 """
 cimport numpy as cnp
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from cpython.pythread cimport (
     PyThread_acquire_lock,
     PyThread_allocate_lock,
@@ -74,8 +74,10 @@ cdef extern from "rmsprop.h" nogil:
 cdef extern from "_kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
         const char* name
-        void (*update_f32)(float*, const float*, float*, size_t, const rmsprop_scalars*) noexcept nogil
-        void (*update_f64)(double*, const double*, double*, size_t, const rmsprop_scalars*) noexcept nogil
+        void (*update_f32)(float*, const float*, float*, size_t,
+                           const rmsprop_scalars*) noexcept nogil
+        void (*update_f64)(double*, const double*, double*, size_t,
+                           const rmsprop_scalars*) noexcept nogil
         void (*block_sums_f32)(const float*, size_t, double*) noexcept nogil
         void (*block_sums_f64)(const double*, size_t, double*) noexcept nogil
         double (*learning_rate)(double, double, int64_t) noexcept nogil
@@ -111,7 +113,7 @@ cdef int64_t team_minimum = 1 << 15       # a hot team that was asked for
 cdef int64_t fresh_minimum = 1 << 22      # by default: a team of its own, for this one step
 cdef int64_t fresh_share = 1 << 21        # and so many elements for each of its threads
 
-cdef int requested_threads = 0   # by set_num_threads or RMSPROP_C_NUM_THREADS; 0: the default policy
+cdef int requested_threads = 0   # set_num_threads, RMSPROP_C_NUM_THREADS; 0: default policy
 cdef int processors = 1          # affinity and container quota, as found at import
 cdef int available_threads = 1   # so many were seen to live at once; 0: they could not
 
@@ -155,7 +157,7 @@ def openmp_version():
 
 
 def openmp_max_threads():
-    """What OpenMP would start in this thread: OMP_NUM_THREADS, or what a library has limited it to."""
+    """OpenMP's own limit in this thread: OMP_NUM_THREADS, or what a library has set."""
     return omp_get_max_threads()
 
 
@@ -243,14 +245,15 @@ ctypedef struct Job:
 
 
 cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) noexcept nogil:
-    """Where share k begins: a tensor, and the byte in it that begins a cache line of the parameter."""
-    cdef int64_t at = job.bytes * k // job.shares
+    """Where share k begins: a tensor, and an offset that begins a cache line of the parameter."""
+    cdef int64_t at
     cdef Py_ssize_t low = 0, high = job.count, middle
     cdef uintptr_t address, line
-    if k == job.shares:
-        tensor[0] = job.count
+    if k == 0 or k == job.shares:
+        tensor[0] = 0 if k == 0 else job.count
         offset[0] = 0
         return
+    at = job.bytes * k // job.shares
     while high - low > 1:   # the last tensor that starts at or before `at`
         middle = (low + high) // 2
         if job.tensors[middle].start <= at:
@@ -347,10 +350,9 @@ cdef void land(const Tensor* t) noexcept nogil:
     cdef cnp.npy_intp index[64]   # NPY_MAXDIMS of NumPy 2
     cdef const char* source = t.param
     cdef char* target = t.landing
-    cdef cnp.npy_intp k
     cdef int axis, j
     memset(index, 0, sizeof(index))
-    for k in range(t.size):
+    for _ in range(t.size):
         if t.landing_swapped:
             for j in range(t.itemsize):
                 target[j] = source[t.itemsize - 1 - j]
@@ -410,7 +412,7 @@ cdef void span(cnp.ndarray x, const char** low, const char** high) noexcept:
 
 
 cdef bint share_memory(x, y):
-    """Do two arrays whose byte ranges meet share an element? Yes, too, where that is hard to tell."""
+    """Do two arrays whose byte ranges meet share an element? Yes where that is too hard to tell."""
     try:
         return np.shares_memory(x, y, max_work=1_000_000)
     except np.exceptions.TooHardError:
@@ -513,7 +515,8 @@ cdef class Plan:
         cdef Py_ssize_t i
         for i in range(self.count):
             t = &self.tensors[i]
-            if not is_plain(params[i], t, t.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+            if not is_plain(params[i], t,
+                            t.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
                 return False
             t.param = rmsprop_data(params[i])
             t.landing = NULL
@@ -530,7 +533,6 @@ cdef class Plan:
         cdef Tensor* t
         cdef Py_ssize_t i
         cdef cnp.ndarray p, g, accumulator
-        cdef char* unseen = NULL
         self.held = [params, grads]
         for i in range(self.count):
             name = self.name("params", i, outer_params)
@@ -572,11 +574,10 @@ cdef class Plan:
                 t.landing = cnp.PyArray_BYTES(p)
                 t.landing_strides = cnp.PyArray_STRIDES(p)
                 t.landing_swapped = not p.dtype.isnative
-            t.checked_param = t.checked_grad = unseen   # a copy's address tells nothing of overlap
         return 0
 
     cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
-        """The array itself if a kernel can use it, else a copy; either is held until the step ends."""
+        """The array itself if a kernel can use it, else a copy; held until the step ends."""
         cdef cnp.ndarray base = np.asarray(x)
         if not is_plain(<void*>base, t, t.order | flags):
             base = np.array(x, x.dtype.newbyteorder("="), copy=True, subok=False,
@@ -584,38 +585,35 @@ cdef class Plan:
         self.held.append(base)
         return base
 
-    cdef int check_overlap(self, params, grads, outer_params, outer_grads) except -1:
+    cdef int check_overlap(self, params, grads, outer_params, outer_grads,
+                           bint plain) except -1:
         """Refuse parameters that share memory with each other or with a gradient.
 
         Gradients are new arrays in most steps, parameters are not: these are sorted by address only
-        when one of them has moved, and then each new gradient is looked up among them.
+        when one of them has moved, and then each new gradient is looked up among them. Where arrays
+        were staged (not plain), all is checked and nothing remembered.
         """
         cdef Py_ssize_t i, low, high, middle
         cdef Tensor* t
-        cdef bint moved = False
+        cdef bint moved = not plain
         cdef Range r
         for i in range(self.count):
-            t = &self.tensors[i]
-            if t.param != t.checked_param or t.landing != NULL or t.checked_param == NULL:
-                moved = True
-                break
+            moved = moved or self.tensors[i].param != self.tensors[i].checked_param
         if moved:
-            self.sort_ranges(params)
+            self.sort_ranges(params, plain)
             for i in range(1, self.range_count):
                 self.check_range(&self.ranges[i], i, "params", params, params,
                                  outer_params, outer_params)
         for i in range(self.count):
             t = &self.tensors[i]
-            if t.grad == NULL or t.size == 0:
+            if t.grad == NULL or t.size == 0 or (t.grad == t.checked_grad and not moved):
                 continue
-            if not moved and t.grad == t.checked_grad:
-                continue
-            if t.checked_grad != NULL or is_plain(<void*>grads[i], t, t.order):
+            r.position = i
+            if plain:
                 r.low = t.grad
                 r.high = t.grad + t.size * t.itemsize
             else:
                 span(np.asarray(grads[i]), &r.low, &r.high)
-            r.position = i
             low, high = 0, self.range_count
             while low < high:   # the first range that starts behind this gradient
                 middle = (low + high) // 2
@@ -627,22 +625,30 @@ cdef class Plan:
             if r.low < self.slab + self.slab_size and r.high > self.slab:
                 raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
                                  "optimizer's weights; pass a copy")
-            t.checked_grad = t.grad
         for i in range(self.count):
             t = &self.tensors[i]
-            t.checked_param = t.param if t.landing == NULL else NULL
+            t.checked_param = t.param if plain else NULL
+            t.checked_grad = t.grad if plain else NULL
         return 0
 
-    cdef int sort_ranges(self, params) except -1:
+    cdef int sort_ranges(self, params, bint plain) except -1:
         cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef Range* r
         cdef const char* reach = NULL
         self.range_count = 0
         for i in range(self.count):
-            if self.tensors[i].size > 0:
-                span(np.asarray(params[i]), &self.ranges[self.range_count].low,
-                     &self.ranges[self.range_count].high)
-                self.ranges[self.range_count].position = i
-                self.range_count += 1
+            t = &self.tensors[i]
+            if t.size == 0:
+                continue
+            r = &self.ranges[self.range_count]
+            r.position = i
+            if plain:
+                r.low = t.param
+                r.high = t.param + t.size * t.itemsize
+            else:
+                span(np.asarray(params[i]), &r.low, &r.high)
+            self.range_count += 1
         qsort(self.ranges, self.range_count, sizeof(Range), compare_ranges)
         for i in range(self.range_count):
             reach = max(reach, self.ranges[i].high)
@@ -651,7 +657,7 @@ cdef class Plan:
 
     cdef int check_range(self, const Range* r, Py_ssize_t before, which, arrays, params,
                          outer, outer_params) except -1:
-        """Refuse a range that shares memory with one of the first `before` parameters' by address."""
+        """Refuse a range that shares memory with one of the first `before` parameters there."""
         while before > 0 and self.ranges[before - 1].reach > r.low:
             before -= 1
             if self.ranges[before].high > r.low and share_memory(
@@ -670,8 +676,8 @@ cdef class Plan:
                 raise TypeError(f"{which} is a dict, but the optimizer was built for a list")
             for key in container:
                 if key not in self.keys:
-                    raise ValueError(f"{which} has the key {key!r}, but the optimizer was built for "
-                                     f"the keys {list(self.keys)}")
+                    raise ValueError(f"{which} has the key {key!r}, but the optimizer was built "
+                                     f"for the keys {list(self.keys)}")
             for key in self.keys:
                 if key not in container:
                     raise ValueError(f"{which} has no key {key!r}; pass None for a parameter "
@@ -684,10 +690,11 @@ cdef class Plan:
             raise TypeError(f"{which} is a {type(container).__name__}, but the optimizer was built "
                             "for a dict")
         if len(container) != self.count:
-            built = "" if which == "grads" else "the optimizer was built for "
-            raise ValueError(f"{which} has {len(container)} entries, but {built}"
-                             f"{self.count}{' parameters' if built else ' are needed, one for each '}"
-                             f"{'' if built else 'parameter (None where there is no gradient)'}")
+            if which == "grads":
+                raise ValueError(f"grads has {len(container)} entries, but params has "
+                                 f"{self.count}; pass None for a parameter without a gradient")
+            raise ValueError(f"params has {len(container)} entries, but the optimizer was built "
+                             f"for {self.count}; use another optimizer, or reset() this one")
         return container
 
     cdef int allocate_block_sums(self, size_t blocks) except -1:
@@ -816,7 +823,7 @@ cdef class Core:
         return 0
 
     cdef void hold(self) noexcept:
-        """From here on the GIL may be released: let others wait for the lock instead of spinning."""
+        """From here on the GIL may be released: let others wait for the lock, not spin."""
         if not self.locked:
             PyThread_acquire_lock(self.lock, WAIT_LOCK)
             self.locked = True
@@ -830,6 +837,7 @@ cdef class Core:
     cdef Plan attach(self, params, grads, Job* job, int64_t* elements):
         """Check everything that a step needs; afterwards nothing can fail."""
         cdef Plan plan = self.plan
+        cdef bint plain
         if plan is None:
             self.hold()
             plan = new_plan(params)
@@ -843,11 +851,12 @@ cdef class Core:
             grad_list = plan.positions(grads, "grads")
         else:
             param_list, grad_list = params, grads
-        if not plan.attach_plain(param_list, grad_list):
+        plain = plan.attach_plain(param_list, grad_list)
+        if not plain:
             self.hold()
             param_list, grad_list = tuple(param_list), tuple(grad_list)
             plan.attach_any(param_list, grad_list, params, grads)
-        plan.check_overlap(param_list, grad_list, params, grads)
+        plan.check_overlap(param_list, grad_list, params, grads, plain)
         if plan.float32 and 0 < self.settings.epsilon <= 2.0 ** -150:
             raise ValueError(f"epsilon={self.settings.epsilon!r} rounds to 0 in float32; use at "
                              "least 1e-45, or 0 itself")
@@ -1046,7 +1055,7 @@ cdef class Core:
         return views
 
     def _snapshot(self):
-        """(keys, copies of the accumulators, iterations) between two steps; None before the first."""
+        """(keys, copies of the accumulators, iterations), as they are between two steps."""
         self.enter()
         try:
             self.hold()

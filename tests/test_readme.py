@@ -1,0 +1,63 @@
+"""What the README shows is what happens."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rmsprop_c
+from rmsprop_c import RMSprop
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_prints_what_it_says(capsys):
+    (code,) = blocks("python")
+    exec(code, {})
+    shown = re.search(r"# (\[.*\] 3\.0)", code)[1]
+    assert capsys.readouterr().out.strip() == shown
+
+
+def test_the_c_example_compiles_and_prints_what_it_says(tmp_path):
+    (code,) = blocks("c")
+    (tmp_path / "example.c").write_text(code)
+    (command,) = [block for block in blocks("sh") if block.startswith("gcc")]
+    command = command.replace("$(python ", f"$({sys.executable} ")
+    subprocess.run(f"{command.strip()} -Wall -Wextra -Werror", shell=True, cwd=tmp_path, check=True)
+    out = subprocess.run(tmp_path / "a.out", capture_output=True, text=True, check=True).stdout
+    assert out == "-0.581139 0.418861 1.418861 2.418861\n"
+
+
+ERRORS = {
+    "grads[2] has shape": lambda: RMSprop().step(
+        [np.ones(1), np.ones(1), np.ones((512, 10))], [np.ones(1), np.ones(1), np.ones((10, 512))]
+    ),
+    "grads['W'] has dtype": lambda: RMSprop().step(
+        {"W": np.ones(2, np.float32)}, {"W": np.ones(2)}
+    ),
+    "params[0] is read-only": lambda: RMSprop().step(
+        [np.broadcast_to(np.ones(1), 2)], [np.ones(2)]
+    ),
+    "params[1] shares memory": lambda: RMSprop().step([w := np.ones(2), w], [np.ones(2)] * 2),
+    "Unexpected keyword": lambda: RMSprop(momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("begin", ERRORS)
+def test_errors_read_as_shown(begin):
+    (line,) = [line for line in README.splitlines() if begin in line and "Error: " in line]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ERRORS[begin]()
+    assert f"{caught.type.__name__}: {caught.value}" == line
+
+
+def test_the_names_in_the_readme_exist():
+    for name in rmsprop_c.__all__:
+        assert getattr(rmsprop_c, name) is not None
