@@ -25,6 +25,8 @@ int main(void)
 # and when linking, so that a -ffast-math or -Ofast there neither changes the arithmetic nor links
 # crtfastmath.o, which would switch on flush-to-zero for the whole process.
 EXACT = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno"]
+EXACT_LINK = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
+SMALL = ["-fvisibility=hidden", "-g0"]  # only PyInit is exported; Python's own -g is 3/4 of a wheel
 MSVC_EXACT = ["/O2", "/fp:precise"]
 
 
@@ -34,14 +36,15 @@ class BuildExt(build_ext):
     def build_extensions(self):
         msvc = self.compiler.compiler_type == "msvc"
         compile_args, link_args = self.openmp_flags(msvc)
+        self.force = True  # objects left in build/ may come from other flags or another compiler
         for extension in self.extensions:
-            extension.extra_compile_args += (MSVC_EXACT if msvc else EXACT) + compile_args
-            extension.extra_link_args += ([] if msvc else ["-O3", "-fno-fast-math"]) + link_args
+            extension.extra_compile_args += (MSVC_EXACT if msvc else EXACT + SMALL) + compile_args
+            extension.extra_link_args += ([] if msvc else EXACT_LINK) + link_args
         super().build_extensions()
 
     def openmp_flags(self, msvc):
         """Flags for compiling and for linking; empty without OpenMP."""
-        wish = os.environ.get("RMSPROP_C_OPENMP", "auto")
+        wish = os.environ.get("RMSPROP_C_OPENMP") or "auto"
         if wish not in ("0", "1", "auto"):
             raise SystemExit(f"RMSPROP_C_OPENMP is {wish!r}; it must be 0, 1 or auto")
         if wish == "0":
@@ -92,7 +95,10 @@ setup(
                 "rmsprop_c/_kernels.h",
                 "rmsprop_c/_threads.h",
             ],
-            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
+            define_macros=[
+                ("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"),
+                ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),  # the oldest that is promised
+            ],
         ),
         language_level=3,
     ),

@@ -14,6 +14,7 @@ iterations, one after the other, so that the machine's drifts meet all of them:
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from time import perf_counter
@@ -63,7 +64,7 @@ class Network:
 
     def __init__(self, units, rng):
         self.params, self.grads = [], []
-        for inputs, outputs in zip(units, units[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(units):
             w = rng.standard_normal((inputs, outputs), np.float32) / np.float32(np.sqrt(inputs))
             self.params += [w, np.zeros(outputs, np.float32)]
         self.grads = [np.empty_like(p) for p in self.params]
@@ -160,7 +161,8 @@ def main():
     print(f"{'model':>12} {'weights':>9}  ms per iteration (share of the update)")
     for name, result in results.items():
         cells = "  ".join(
-            f"{policy} {cell['iteration'] * 1e3:8.3f} ({cell['share']:4.0%}, x{cell['to_serial']:.3f})"
+            f"{policy} {cell['iteration'] * 1e3:8.3f} ({cell['share']:4.0%})"
+            f" x{cell['to_serial']:.3f}"
             for policy, cell in result["policies"].items()
         )
         print(f"{name:>12} {result['weights']:>9}  {cells}")

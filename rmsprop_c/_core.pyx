@@ -23,6 +23,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
+import operator
 import os
 
 import numpy as np
@@ -163,7 +164,7 @@ def openmp_max_threads():
 
 def compiler():
     """The C compiler that built this."""
-    return RMSPROP_COMPILER.decode()
+    return RMSPROP_COMPILER.decode().strip()
 
 
 def configure_threads(int requested, int available_processors):
@@ -477,6 +478,7 @@ cdef class Plan:
         position = 0
         for x in arrays:
             # An accumulator lies at the same place in its cache line as its parameter.
+            position += (-position) & (x.itemsize - 1)
             position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & 63 & -x.itemsize
             offsets.append(position)
             position += x.nbytes
@@ -523,17 +525,15 @@ cdef class Plan:
             if grads[i] == <void*>None:
                 t.grad = NULL
             elif is_plain(grads[i], t, t.order | cnp.NPY_ARRAY_ALIGNED):
-                t.grad = rmsprop_data(grads[i])
+                t.grad = rmsprop_data(grads[i]) if t.size > 0 else t.accumulator
             else:
                 return False
         return True
 
-    cdef int attach_any(self, params, grads, outer_params, outer_grads) except -1:
-        """Point at this step's arrays, or at copies of those that a kernel can't read in place."""
-        cdef Tensor* t
+    cdef int fits(self, params, outer_params, bint only_read) except -1:
+        """Refuse parameters that are not like the positions."""
         cdef Py_ssize_t i
-        cdef cnp.ndarray p, g, accumulator
-        self.held = [params, grads]
+        cdef cnp.ndarray p, accumulator
         for i in range(self.count):
             name = self.name("params", i, outer_params)
             p = check_array(params[i], name)
@@ -545,9 +545,18 @@ cdef class Plan:
                 raise ValueError(f"{name} has shape {np.shape(p)}, but the optimizer was built for "
                                  f"{np.shape(accumulator)}; use another optimizer, or reset() this "
                                  "one")
-            if not p.flags.writeable:
+            if not p.flags.writeable and not only_read:
                 raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
                                  "writeable array or a copy")
+        return 0
+
+    cdef int attach_any(self, params, grads, outer_params, outer_grads) except -1:
+        """Point at this step's arrays, or at copies of those that a kernel can't read in place."""
+        cdef Tensor* t
+        cdef Py_ssize_t i
+        cdef cnp.ndarray p, g, accumulator
+        self.held = [params, grads]
+        self.fits(params, outer_params, False)
         for i in range(self.count):
             t = &self.tensors[i]
             p = params[i]
@@ -564,7 +573,7 @@ cdef class Plan:
                                      f"{self.name('params', i, outer_params)} has shape "
                                      f"{np.shape(p)}")
                 g = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
-                t.grad = cnp.PyArray_BYTES(g)
+                t.grad = cnp.PyArray_BYTES(g) if t.size > 0 else t.accumulator
             else:
                 t.grad = NULL
             t.landing = NULL
@@ -600,6 +609,8 @@ cdef class Plan:
         for i in range(self.count):
             moved = moved or self.tensors[i].param != self.tensors[i].checked_param
         if moved:
+            for i in range(self.count):   # a refusal below must not leave what was checked before
+                self.tensors[i].checked_param = self.tensors[i].checked_grad = NULL
             self.sort_ranges(params, plain)
             for i in range(1, self.range_count):
                 self.check_range(&self.ranges[i], i, "params", params, params,
@@ -752,23 +763,17 @@ def new_plan(params):
     return Plan(arrays, keys)
 
 
-def clip_scale(grads, double clipnorm):
-    """What `grads`, a sequence of arrays and None, are multiplied by for a norm of `clipnorm`."""
-    cdef Plan plan
-    cdef Job job
-    cdef double scale
-    cdef rmsprop_fenv found
-    given = [check_array(g, f"grads[{i}]") for i, g in enumerate(grads) if g is not None]
-    plan = Plan(given, None)
-    plan.attach_any(plan.accumulators, given, None, None)
-    job.settings.clipnorm = clipnorm
-    job.shares = 1
-    plan.lay_out(&job)
-    found = rmsprop_fenv_enter()
-    sum_share(&job, 0)
-    scale = kernels.clip_scale(job.block_sums, job.blocks, clipnorm)
-    rmsprop_fenv_leave(found)
-    return scale
+def checked_iterations(value, name):
+    """The count as an int, or an error that names it."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; iterations must be an integer") from None
+    if not 0 <= count <= 1 << 62:
+        raise ValueError(f"{name} is {value!r}; iterations must be in [0, 2**62]")
+    return count
 
 
 # ---- the base of the optimizers -----------------------------------------------------------------
@@ -829,6 +834,8 @@ cdef class Core:
             self.locked = True
 
     cdef void leave(self) noexcept:
+        if self.plan is not None:
+            self.plan.held = None
         if self.locked:
             self.locked = False
             PyThread_release_lock(self.lock)
@@ -844,6 +851,8 @@ cdef class Core:
         if type(params) is not list and type(params) is not tuple or plan.keys is not None \
                 or type(grads) is not list and type(grads) is not tuple \
                 or len(params) != plan.count or len(grads) != plan.count:
+            if isinstance(params, np.ndarray) and isinstance(grads, np.generic):
+                grads = np.asarray(grads)
             if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
                 raise TypeError(f"params is of type {type(params).__name__}, but grads is of type "
                                 f"{type(grads).__name__}")
@@ -873,11 +882,7 @@ cdef class Core:
         cdef Plan plan = None
         cdef int64_t elements = 0
         cdef bint fresh = False
-        if self.busy:
-            self.enter()
-        else:
-            self.busy = True
-            self.owner = PyThread_get_thread_ident()
+        self.enter()
         try:
             plan = self.attach(params, grads, &job, &elements)
             self.plan = plan
@@ -891,8 +896,6 @@ cdef class Core:
                     self.finish(&job, fresh)
                     rmsprop_threads_leave()
         finally:
-            if plan is not None:
-                plan.held = None
             self.leave()
         return 0
 
@@ -974,8 +977,6 @@ cdef class Core:
             plan = self.attach(params, grads, &job, &elements)
             self.plan = plan
         finally:
-            if plan is not None:
-                plan.held = None
             self.leave()
         bound.optimizer = self
         bound.params = params if isinstance(params, np.ndarray) else (
@@ -1007,8 +1008,7 @@ cdef class Core:
                 self.plan = plan
             else:
                 arrays = self.plan.positions(params, "params")
-                self.plan.attach_any(arrays, (None,) * len(arrays), params, arrays)
-                self.plan.held = None
+                self.plan.fits(arrays, params, True)
         finally:
             self.leave()
 
@@ -1026,12 +1026,9 @@ cdef class Core:
 
     @iterations.setter
     def iterations(self, value):
-        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-            raise TypeError(f"iterations is {value!r}; it must be an integer")
-        if not 0 <= value <= 1 << 62:
-            raise ValueError(f"iterations is {value!r}; it must be in [0, 2**62]")
+        cdef int64_t count = checked_iterations(value, "iterations")
         self.enter()
-        self.steps = value
+        self.steps = count
         self.leave()
 
     def _get_setting(self, int i):
@@ -1066,11 +1063,12 @@ cdef class Core:
             self.leave()
 
     def _assign(self, accumulators, iterations=None):
-        """Set all accumulators, from arrays whose shapes have been checked, between two steps."""
+        """Set all accumulators, from arrays of their shapes and dtypes, between two steps."""
         self.enter()
         try:
             self.hold()
-            for own, given in zip(self.plan.accumulators, accumulators, strict=True):
+            for own, given in zip(self.plan.accumulators if self.plan is not None else (),
+                                  accumulators, strict=True):
                 own[...] = given
             if iterations is not None:
                 self.steps = iterations

@@ -40,6 +40,7 @@ def _axis(axis: Any) -> Any:
     return tuple(axis) if isinstance(axis, list) else axis
 
 
+# Constants are made Python floats: a NumPy scalar would promote float32 weights to float64.
 def _norms(w: NDArray[Any], axis: Any) -> NDArray[Any]:
     return np.asarray(np.sqrt(np.sum(np.square(w), axis=_axis(axis), keepdims=True)))
 
@@ -61,7 +62,7 @@ class MaxNorm(Constraint):
 
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
         norms = _norms(w, self.axis)
-        desired = np.clip(norms, 0, self.max_value)
+        desired = np.clip(norms, 0, float(self.max_value))
         return np.asarray(w * (desired / (EPSILON + norms)))
 
     def get_config(self) -> dict[str, Any]:
@@ -117,9 +118,8 @@ class MinMaxNorm(Constraint):
 
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
         norms = _norms(w, self.axis)
-        desired = (
-            self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
-        )
+        low, high, rate = float(self.min_value), float(self.max_value), float(self.rate)
+        desired = rate * np.clip(norms, low, high) + (1 - rate) * norms
         return np.asarray(w * (desired / (EPSILON + norms)))
 
     def get_config(self) -> dict[str, Any]:

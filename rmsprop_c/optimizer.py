@@ -2,6 +2,7 @@
 
 import copyreg
 import numbers
+import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, constraints as constraints_module
+from . import _core, constraints as constraints_module, reference
 
 Model = Any  # list or tuple of arrays, dict of arrays, or one array
 Own = TypeVar("Own", bound="Optimizer")
@@ -44,7 +45,10 @@ def checked(row: Hyperparameter, value: Any) -> float:
         return float("nan")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{row.name} is {value!r}; it must be a real number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
     if not np.isfinite(number):
         raise ValueError(f"{row.name} is {value!r}; it must be finite")
     if row.default is not None and not 0 <= number <= row.high:
@@ -135,8 +139,18 @@ class Optimizer(_core.Core):
         grads_and_vars : iterable of (ndarray or None, ndarray)
             ``zip(grads, params)``. The parameters are changed in place; see `step`.
         """
-        pairs = [tuple(pair) for pair in grads_and_vars]
+        if not isinstance(grads_and_vars, Iterable):
+            raise TypeError(
+                f"grads_and_vars is of type {type(grads_and_vars).__name__}; pass zip(grads, "
+                "params)"
+            )
+        pairs = list(grads_and_vars)
         for i, pair in enumerate(pairs):
+            if not isinstance(pair, (list, tuple)):
+                raise TypeError(
+                    f"grads_and_vars[{i}] is of type {type(pair).__name__}, not a pair of a "
+                    "gradient and a parameter"
+                )
             if len(pair) != 2:
                 raise ValueError(
                     f"grads_and_vars[{i}] has {len(pair)} entries, not a gradient and a parameter"
@@ -172,7 +186,7 @@ class Optimizer(_core.Core):
         """
         value, grads = self._evaluate(loss, params)
         self.last_loss = value
-        return self._clipped(grads)
+        return self._clipped(grads, params)
 
     def get_updates(
         self, params: Model, constraints: Any, loss: Callable[[Any], Any]
@@ -249,17 +263,14 @@ class Optimizer(_core.Core):
         own = self.weights
         iterations = None
         if len(given) == len(own) + 1 and np.shape(given[0]) == ():
-            count = np.asarray(given.pop(0))
-            if count.dtype.kind not in "iu" or count < 0:
-                raise ValueError(f"weights[0] is {count!r}; iterations must be an integer >= 0")
-            iterations = int(count)
+            iterations = _core.checked_iterations(given.pop(0), "weights[0]")
         if len(given) != len(own):
             raise ValueError(
                 f"Length of the specified weight list ({len(given)}) does not match the number of "
                 f"weights of the optimizer ({len(own)})"
                 + ("" if own else "; call build(params) or step first")
             )
-        arrays = [np.asarray(weight) for weight in given]
+        arrays = [np.array(weight) for weight in given]  # they may be views of these very weights
         for i, (mine, array) in enumerate(zip(own, arrays, strict=True)):
             if mine.shape != array.shape:
                 raise ValueError(
@@ -268,8 +279,8 @@ class Optimizer(_core.Core):
                 )
             if array.dtype.kind not in "fiu":
                 raise TypeError(f"weights[{i}] has dtype {array.dtype}; it must be real numbers")
-        if own:
-            self._assign(arrays, iterations)
+        arrays = [array.astype(mine.dtype) for mine, array in zip(own, arrays, strict=True)]
+        self._assign(arrays, iterations)
 
     def __getstate__(self) -> dict[str, Any]:
         keys, accumulators, iterations = self._snapshot()
@@ -304,7 +315,8 @@ class Optimizer(_core.Core):
             result = loss(params)
             if isinstance(result, tuple) and len(result) == 2:
                 return result[0], result[1]
-            if np.ndim(result) != 0:
+            scalar = isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()
+            if not scalar:
                 raise TypeError(
                     f"loss returned {type(result).__name__}; it must return (value, grads) or a "
                     "scalar"
@@ -320,29 +332,20 @@ class Optimizer(_core.Core):
         value, grads = value_and_grad(loss)(params)
         # A float64 scalar in the loss promotes gradients of float32 parameters.
         pairs = zip(_arrays(params), _arrays(grads), strict=True)
-        return value, _like(params, [g.astype(p.dtype, copy=False) for p, g in pairs])
+        return value, _like(params, [np.asarray(g).astype(p.dtype, copy=False) for p, g in pairs])
 
-    def _clipped(self, grads: Any) -> Any:
-        """Copies of gradients after clipnorm and clipvalue; the same objects where both are off."""
-        clipnorm, clipvalue = self.clipnorm or 0.0, self.clipvalue or 0.0
-        if clipnorm <= 0 and clipvalue <= 0:
+    def _clipped(self, grads: Any, params: Model) -> Any:
+        """Gradients as `step` clips them, in new arrays; as they are where clipping is off."""
+        if (self.clipnorm or 0) <= 0 and (self.clipvalue or 0) <= 0:
             return grads
-        arrays = _arrays(grads)
-        scale = _core.clip_scale(arrays, clipnorm) if clipnorm > 0 else 1.0
-        bound = clipvalue if clipvalue > 0 else np.inf
-
-        def clip(g: NDArray[Any] | None) -> NDArray[Any] | None:
-            if g is None:
-                return None
-            real = g.dtype.type
-            return np.asarray(np.clip(g * real(scale), real(-bound), real(bound)))
-
-        return _like(grads, [clip(g) for g in arrays])
+        arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
+        arrays = [None if g is None else np.asarray(g) for g in arrays]
+        return _like(params, reference.clip(arrays, _arrays(params), self.clipnorm, self.clipvalue))
 
 
 def _arrays(model: Model) -> list[Any]:
     """The arrays of a model, in its order."""
-    if isinstance(model, np.ndarray):
+    if isinstance(model, (np.ndarray, np.generic)):
         return [model]
     return list(model.values()) if isinstance(model, dict) else list(model)
 
@@ -356,10 +359,14 @@ def _like(model: Model, arrays: list[Any]) -> Any:
 
 def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
     """Constraints by index or key, checked before anything changes."""
-    if isinstance(params, dict):
-        names: list[Any] = list(params)
-    else:
-        names = list(range(1 if isinstance(params, np.ndarray) else len(params)))
+    if not isinstance(params, (list, tuple, dict, np.ndarray)):
+        raise TypeError(
+            f"params is of type {type(params).__name__}; pass a list or tuple of arrays, a dict of "
+            "arrays, or one array"
+        )
+    names: list[Any] = (
+        list(params) if isinstance(params, dict) else list(range(len(_arrays(params))))
+    )
     if constraints is None:
         return {}
     if isinstance(constraints, Mapping):
@@ -379,26 +386,41 @@ def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
             f"constraints is of type {type(constraints).__name__}; pass None, a list with an "
             "entry for each parameter, or a dict by index or key"
         )
-    return {name: constraints_module.get(constraint) for name, constraint in chosen.items()}
+    found = {}
+    for name, constraint in chosen.items():
+        try:
+            found[name] = constraints_module.get(constraint)
+        except ValueError as error:
+            raise ValueError(f"constraints[{name!r}]: {error}") from None
+    return found
 
 
 for _index, _row in enumerate(HYPERPARAMETERS):
     setattr(Optimizer, _row.name, _property(_index, _row))
 
 
-# Losses that returned a scalar. A bound method is a new object at every access: its function stays.
-_scalar_losses: "weakref.WeakSet[Any]" = weakref.WeakSet()
+# Losses that returned a scalar: a function, or an object and the names of its methods.
+_scalar_losses: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
+
+
+def _key(loss: Any) -> tuple[Any, str]:
+    """What stays the same of a loss between calls: a bound method is a new object each time."""
+    if isinstance(loss, types.MethodType):
+        return loss.__self__, loss.__name__
+    return loss, ""
 
 
 def _known_scalar(loss: Any) -> bool:
+    owner, name = _key(loss)
     try:
-        return getattr(loss, "__func__", loss) in _scalar_losses
+        return name in _scalar_losses.get(owner, ())
     except TypeError:  # neither hashable nor weakly referable
         return False
 
 
 def _remember_scalar(loss: Any) -> None:
+    owner, name = _key(loss)
     try:
-        _scalar_losses.add(getattr(loss, "__func__", loss))
+        _scalar_losses.setdefault(owner, set()).add(name)
     except TypeError:
         return

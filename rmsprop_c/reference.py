@@ -30,18 +30,19 @@ def pairwise_sum(x: NDArray[Any]) -> NDArray[Any]:
     return total
 
 
-def global_norm(grads: Sequence[NDArray[Any] | None]) -> float:
+def global_norm(grads: Sequence[NDArray[Any] | None], like: Sequence[NDArray[Any]]) -> float:
     """The L2 norm over all gradients, summed in double in a fixed order.
 
-    Each gradient, in its memory order, is cut into blocks of 4096 elements. In a block lane j of 16
-    adds the squares of elements j, j + 16, ... one after the other; then the 16 lanes are added in
-    pairs, and so are the blocks of all gradients.
+    Each gradient, in the memory order of its parameter (Fortran's if that is Fortran-contiguous,
+    else C's), is cut into blocks of 4096 elements. In a block lane j of 16 adds the squares of
+    elements j, j + 16, ... one after the other; then the 16 lanes are added in pairs, and so are
+    the blocks of all gradients. `like` are the parameters, or their accumulators.
     """
     blocks = []
-    for g in grads:
+    for g, p in zip(grads, like, strict=True):
         if g is None or g.size == 0:
             continue
-        flat = np.ravel(g, order="K").astype(np.float64)
+        flat = np.ravel(g, order="F" if p.flags.fnc else "C").astype(np.float64)
         padded = np.zeros(-(-flat.size // BLOCK) * BLOCK)
         padded[: flat.size] = flat
         rows = (padded * padded).reshape(-1, BLOCK // LANES, LANES)
@@ -52,30 +53,37 @@ def global_norm(grads: Sequence[NDArray[Any] | None]) -> float:
     return float(np.sqrt(pairwise_sum(np.concatenate(blocks)))) if blocks else 0.0
 
 
-def clip_scale(grads: Sequence[NDArray[Any] | None], clipnorm: float | None) -> float:
-    """What gradients are multiplied by so that their global norm is at most clipnorm."""
-    if clipnorm is None or clipnorm <= 0:
-        return 1.0
-    norm = global_norm(grads)
-    return clipnorm / norm if norm >= clipnorm else 1.0
+def clip(
+    grads: Sequence[NDArray[Any] | None],
+    like: Sequence[NDArray[Any]],
+    clipnorm: float | None,
+    clipvalue: float | None,
+) -> list[NDArray[Any] | None]:
+    """Gradients scaled to a global norm of at most clipnorm, then clipped to +-clipvalue.
+
+    None and values <= 0 switch either off. A NaN norm scales by 1, an infinite one by 0.
+    """
+    scale = 1.0
+    with np.errstate(all="ignore"):
+        if clipnorm is not None and clipnorm > 0:
+            norm = global_norm(grads, like)
+            scale = clipnorm / norm if norm >= clipnorm else 1.0
+        bound = clipvalue if clipvalue is not None and clipvalue > 0 else np.inf
+
+        def clipped(g: NDArray[Any]) -> NDArray[Any]:
+            real = g.dtype.type
+            g = g * real(scale)
+            g = np.where(g < real(-bound), real(-bound), g)
+            return np.where(g > real(bound), real(bound), g)
+
+        return [None if g is None else clipped(g) for g in grads]
 
 
 def update(
-    p: NDArray[Any],
-    g: NDArray[Any],
-    a: NDArray[Any],
-    *,
-    lr: float,
-    rho: float,
-    epsilon: float,
-    scale: float = 1.0,
-    clipvalue: float = np.inf,
+    p: NDArray[Any], g: NDArray[Any], a: NDArray[Any], *, lr: float, rho: float, epsilon: float
 ) -> None:
     """Update parameter `p` and accumulator `a` in place; every operation rounds to their dtype."""
     real = p.dtype.type
-    g = g * real(scale)
-    g = np.where(g < real(-clipvalue), real(-clipvalue), g)
-    g = np.where(g > real(clipvalue), real(clipvalue), g)
     a[...] = real(rho) * a + (real(1) - real(rho)) * (g * g)
     p[...] = p - (real(lr) * g) / (np.sqrt(a) + real(epsilon))
 
@@ -97,13 +105,12 @@ def step(
 
     `iterations` is the number of steps before this one; the arguments are those of `RMSprop`.
     """
+    lr_t = learning_rate(lr, decay, iterations)
+    grads = clip(grads, accumulators, clipnorm, clipvalue)
     with np.errstate(all="ignore"):
-        scale = clip_scale(grads, clipnorm)
-        bound = clipvalue if clipvalue is not None and clipvalue > 0 else np.inf
-        lr_t = learning_rate(lr, decay, iterations)
         for p, g, a in zip(params, grads, accumulators, strict=True):
             if g is not None:
-                update(p, g, a, lr=lr_t, rho=rho, epsilon=epsilon, scale=scale, clipvalue=bound)
+                update(p, g, a, lr=lr_t, rho=rho, epsilon=epsilon)
 
 
 def spread_values(n: int, seed: int, low: int, high: int, dtype: Any) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """More than 2**31 elements: every index and byte count is 64 bits wide.
 
-A file of 16 MiB, mapped over and over, stands for arrays of 8.6 GB. One step then passes over the same
-memory again and again in address order, which is as many steps of a small model.
+A file of 16 MiB, mapped over and over, stands for arrays of 8.6 GB. One step then passes over the
+same memory again and again in address order, which is as many steps of a small model.
 """
 
 import subprocess
