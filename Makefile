@@ -8,7 +8,7 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench results plots guard clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -24,6 +24,24 @@ lint: $(VENV)/installed
 		rmsprop_c/include/*.h
 	$(BIN)/mypy
 
+# The comparison with the peers that are installed: make bench PEERS=numpy,torch MODELS=MLP
+bench: bench/.venv/installed
+	mkdir -p out
+	bench/.venv/bin/python bench/compare.py --peers "$(PEERS)" --models "$(MODELS)" --out out/bench.json
+
+# All recorded figures anew, in about 40 minutes on an idle machine, and their pictures.
+results: bench/.venv/installed
+	bench/.venv/bin/python bench/compare.py --out bench/results/compare.json
+	bench/.venv/bin/python bench/sweep.py --out bench/results/sweep.json
+	bench/.venv/bin/python bench/training.py --out bench/results/training.json
+	$(MAKE) plots
+
+plots: bench/.venv/installed
+	bench/.venv/bin/python bench/plot.py
+
+guard: $(VENV)/installed
+	$(BIN)/python bench/guard.py
+
 $(VENV)/tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -34,5 +52,16 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(CHECKED) $(BIN)/python -m pip install -q --no-build-isolation -e ".[examples,lint,test]"
 	touch $@
 
+# The peers have an environment of their own, with the package as its users install it.
+bench/.venv/peers: bench/requirements.txt
+	$(PYTHON) -m venv bench/.venv
+	bench/.venv/bin/python -m pip install -q --upgrade pip
+	bench/.venv/bin/python -m pip install -q -r bench/requirements.txt
+	touch $@
+
+bench/.venv/installed: bench/.venv/peers $(SOURCES) $(wildcard rmsprop_c/*.py)
+	bench/.venv/bin/python -m pip install -q --force-reinstall --no-deps .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info rmsprop_c/_core.c rmsprop_c/*.so
+	rm -rf $(VENV) bench/.venv bench/.cache build dist out *.egg-info rmsprop_c/_core.c rmsprop_c/*.so
