@@ -7,6 +7,7 @@ accumulators; it knows no formula. ``Core``, the base of the Python optimizers, 
 hyper-parameters as C numbers and makes a step of a plan all or nothing. No arithmetic on elements
 happens here: that is in ``include/rmsprop.h``.
 """
+cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from cpython.pythread cimport (
@@ -48,6 +49,7 @@ cdef extern from *:
     #endif
     /* Macros of NumPy's C API, on borrowed references: the step's fast path counts none. */
     #define rmsprop_items(sequence) ((void **)PySequence_Fast_ITEMS(sequence))
+    #define rmsprop_size(sequence) PySequence_Fast_GET_SIZE(sequence)
     #define rmsprop_is_array(x) (Py_TYPE(x) == &PyArray_Type)
     #define rmsprop_type(x) PyArray_TYPE((PyArrayObject *)(x))
     #define rmsprop_native(x) PyArray_ISNOTSWAPPED((PyArrayObject *)(x))
@@ -60,6 +62,7 @@ cdef extern from *:
     const char* RMSPROP_COMPILER
     int omp_get_max_threads() nogil
     void** rmsprop_items(object)
+    Py_ssize_t rmsprop_size(object)
     bint rmsprop_is_array(void*)
     int rmsprop_type(void*)
     bint rmsprop_native(void*)
@@ -236,6 +239,8 @@ ctypedef struct Settings:
 ctypedef struct Job:
     const Tensor* tensors
     Py_ssize_t count
+    Py_ssize_t active        # tensors with a gradient
+    int64_t elements
     int64_t bytes
     int64_t iterations
     Settings settings
@@ -243,6 +248,18 @@ ctypedef struct Job:
     double* block_sums
     size_t blocks
     int shares
+
+
+cdef inline void line_up(Tensor* t, Job* job) noexcept:
+    """Append a tensor of this step to the flat range."""
+    t.start = t.stop = job.bytes
+    t.first_block = job.blocks
+    if t.grad != NULL:
+        t.stop += t.size * t.itemsize
+        job.bytes = t.stop
+        job.blocks += rmsprop_block_count(t.size)
+        job.elements += t.size
+        job.active += 1
 
 
 cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) noexcept nogil:
@@ -272,7 +289,6 @@ cdef void update_share(const Job* job, int k) noexcept nogil:
     cdef Py_ssize_t first, last, i
     cdef cnp.npy_intp first_offset, last_offset, begin, end
     cdef const Tensor* t
-    cdef rmsprop_fenv found = rmsprop_fenv_enter()
     cut(job, k, &first, &first_offset)
     cut(job, k + 1, &last, &last_offset)
     for i in range(first, last + 1 if last_offset > 0 else last):
@@ -287,7 +303,6 @@ cdef void update_share(const Job* job, int k) noexcept nogil:
         else:
             kernels.update_f64(<double*>(t.param + begin), <const double*>(t.grad + begin),
                                <double*>(t.accumulator + begin), (end - begin) // 8, &job.scalars)
-    rmsprop_fenv_leave(found)
 
 
 cdef void sum_share(const Job* job, int k) noexcept nogil:
@@ -297,7 +312,6 @@ cdef void sum_share(const Job* job, int k) noexcept nogil:
     cdef size_t begin, end, blocks
     cdef Py_ssize_t i
     cdef const Tensor* t
-    cdef rmsprop_fenv found = rmsprop_fenv_enter()
     for i in range(job.count):
         t = &job.tensors[i]
         blocks = rmsprop_block_count((t.stop - t.start) // t.itemsize)
@@ -313,18 +327,35 @@ cdef void sum_share(const Job* job, int k) noexcept nogil:
         else:
             kernels.block_sums_f64(<const double*>t.grad + begin, end - begin,
                                    job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
+
+
+ctypedef void (*Share)(const Job*, int) noexcept nogil
+
+
+cdef void share_out(const Job* job, Share work) noexcept nogil:
+    """Do all shares: here, or each in the floating-point environment of a thread of the team.
+
+    Shares are loop iterations, so each is done once however many threads OpenMP really gives.
+    """
+    cdef int k
+    if job.shares == 1:
+        work(job, 0)
+    else:
+        for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
+            work_in_thread(job, k, work)
+
+
+cdef void work_in_thread(const Job* job, int k, Share work) noexcept nogil:
+    cdef rmsprop_fenv found = rmsprop_fenv_enter()
+    work(job, k)
     rmsprop_fenv_leave(found)
 
 
 cdef void perform(void* argument) noexcept nogil:
-    """The whole step of a job, in the calling thread and, for more shares than one, in its team.
-
-    Shares are loop iterations, so each is done once however many threads OpenMP really gives.
-    """
+    """The whole step of a job, in the calling thread and, for more shares than one, in its team."""
     cdef Job* job = <Job*>argument
     cdef Settings* settings = &job.settings
     cdef rmsprop_scalars* scalars = &job.scalars
-    cdef int k
     cdef rmsprop_fenv found = rmsprop_fenv_enter()
     scalars.learning_rate = kernels.learning_rate(settings.lr, settings.decay, job.iterations)
     scalars.rho = settings.rho
@@ -332,17 +363,9 @@ cdef void perform(void* argument) noexcept nogil:
     scalars.scale = 1.0
     scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
     if settings.clipnorm > 0:
-        if job.shares == 1:
-            sum_share(job, 0)
-        else:
-            for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
-                sum_share(job, k)
+        share_out(job, sum_share)
         scalars.scale = kernels.clip_scale(job.block_sums, job.blocks, settings.clipnorm)
-    if job.shares == 1:
-        update_share(job, 0)
-    else:
-        for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
-            update_share(job, k)
+    share_out(job, update_share)
     rmsprop_fenv_leave(found)
 
 
@@ -509,8 +532,12 @@ cdef class Plan:
     cdef object name(self, which, Py_ssize_t i, container):
         return label(which, self.keys, i, isinstance(container, np.ndarray))
 
-    cdef bint attach_plain(self, list_or_tuple_params, list_or_tuple_grads) noexcept:
-        """Point at this step's arrays if all of them are plain; no Python code runs."""
+    cdef bint attach_plain(self, list_or_tuple_params, list_or_tuple_grads, Job* job,
+                           bint* checked) noexcept:
+        """Line up this step's arrays if all of them are plain; no Python code runs.
+
+        `checked` is set if all of them lie where they passed the overlap check before.
+        """
         cdef void** params = rmsprop_items(list_or_tuple_params)
         cdef void** grads = rmsprop_items(list_or_tuple_grads)
         cdef Tensor* t
@@ -528,6 +555,9 @@ cdef class Plan:
                 t.grad = rmsprop_data(grads[i]) if t.size > 0 else t.accumulator
             else:
                 return False
+            checked[0] = (checked[0] and t.param == t.checked_param
+                          and (t.grad == t.checked_grad or t.grad == NULL))
+            line_up(t, job)
         return True
 
     cdef int fits(self, params, outer_params, bint only_read) except -1:
@@ -550,8 +580,8 @@ cdef class Plan:
                                  "writeable array or a copy")
         return 0
 
-    cdef int attach_any(self, params, grads, outer_params, outer_grads) except -1:
-        """Point at this step's arrays, or at copies of those that a kernel can't read in place."""
+    cdef int attach_any(self, params, grads, outer_params, outer_grads, Job* job) except -1:
+        """Line up this step's arrays, or copies of those that a kernel can't read in place."""
         cdef Tensor* t
         cdef Py_ssize_t i
         cdef cnp.ndarray p, g, accumulator
@@ -583,6 +613,7 @@ cdef class Plan:
                 t.landing = cnp.PyArray_BYTES(p)
                 t.landing_strides = cnp.PyArray_STRIDES(p)
                 t.landing_swapped = not p.dtype.isnative
+            line_up(t, job)
         return 0
 
     cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
@@ -718,34 +749,6 @@ cdef class Plan:
             self.block_capacity = blocks
         return 0
 
-    cdef int64_t lay_out(self, Job* job) except -1:
-        """Line up this step's tensors in one flat range; returns the number of elements."""
-        cdef int64_t elements = 0
-        cdef Py_ssize_t i
-        cdef Tensor* t
-        cdef bint some = False
-        job.tensors = self.tensors
-        job.count = self.count
-        job.bytes = 0
-        job.blocks = 0
-        for i in range(self.count):
-            t = &self.tensors[i]
-            t.start = t.stop = job.bytes
-            t.first_block = job.blocks
-            if t.grad != NULL:
-                some = True
-                elements += t.size
-                t.stop += t.size * t.itemsize
-                job.bytes = t.stop
-                job.blocks += rmsprop_block_count(t.size)
-        if not some:
-            raise ValueError("all gradients are None: there is nothing to do" if self.count
-                             else "params is empty: there is nothing to do")
-        if job.settings.clipnorm > 0:
-            self.allocate_block_sums(job.blocks)
-            job.block_sums = self.block_sums
-        return elements
-
 
 def new_plan(params):
     """The plan of a model that is seen for the first time."""
@@ -787,11 +790,10 @@ cdef class Bound:
     cdef Core optimizer
     cdef object params, grads
 
-    def __call__(self):
+    @cython.binding(False)   # a plain C function is called faster than an object with __call__
+    def step(self):
+        """Repeat the step."""
         self.optimizer.advance(self.params, self.grads)
-
-    def __repr__(self):
-        return f"<step of {self.optimizer!r} on bound arrays>"
 
 
 cdef class Core:
@@ -841,16 +843,18 @@ cdef class Core:
             PyThread_release_lock(self.lock)
         self.busy = False
 
-    cdef Plan attach(self, params, grads, Job* job, int64_t* elements):
+    cdef Plan attach(self, params, grads, Job* job):
         """Check everything that a step needs; afterwards nothing can fail."""
         cdef Plan plan = self.plan
-        cdef bint plain
+        cdef bint plain = False, checked = True
         if plan is None:
             self.hold()
             plan = new_plan(params)
-        if type(params) is not list and type(params) is not tuple or plan.keys is not None \
-                or type(grads) is not list and type(grads) is not tuple \
-                or len(params) != plan.count or len(grads) != plan.count:
+        if (type(params) is list or type(params) is tuple) and plan.keys is None and (
+                type(grads) is list or type(grads) is tuple) and (
+                rmsprop_size(params) == plan.count and rmsprop_size(grads) == plan.count):
+            param_list, grad_list = params, grads
+        else:
             if isinstance(params, np.ndarray) and isinstance(grads, np.generic):
                 grads = np.asarray(grads)
             if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
@@ -858,36 +862,41 @@ cdef class Core:
                                 f"{type(grads).__name__}")
             param_list = plan.positions(params, "params")
             grad_list = plan.positions(grads, "grads")
-        else:
-            param_list, grad_list = params, grads
-        plain = plan.attach_plain(param_list, grad_list)
+        memset(job, 0, sizeof(Job))
+        plain = plan.attach_plain(param_list, grad_list, job, &checked)
         if not plain:
             self.hold()
             param_list, grad_list = tuple(param_list), tuple(grad_list)
-            plan.attach_any(param_list, grad_list, params, grads)
-        plan.check_overlap(param_list, grad_list, params, grads, plain)
+            memset(job, 0, sizeof(Job))
+            plan.attach_any(param_list, grad_list, params, grads, job)
+        if not plain or not checked:
+            plan.check_overlap(param_list, grad_list, params, grads, plain)
+        if job.active == 0:
+            raise ValueError("all gradients are None: there is nothing to do" if plan.count
+                             else "params is empty: there is nothing to do")
         if plan.float32 and 0 < self.settings.epsilon <= 2.0 ** -150:
             raise ValueError(f"epsilon={self.settings.epsilon!r} rounds to 0 in float32; use at "
                              "least 1e-45, or 0 itself")
+        job.tensors = plan.tensors
+        job.count = plan.count
         job.settings = self.settings
         job.iterations = self.steps
-        elements[0] = plan.lay_out(job)
-        if elements[0] >= unlocked_minimum and plan.held is None:
+        if self.settings.clipnorm > 0:
+            plan.allocate_block_sums(job.blocks)
+            job.block_sums = plan.block_sums
+        if job.elements >= unlocked_minimum and plan.held is None:
             plan.held = [tuple(param_list), tuple(grad_list)]   # another thread may empty the lists
         return plan
 
     cdef int advance(self, params, grads) except -1:
         """One step: all of it, or an exception and none."""
         cdef Job job
-        cdef Plan plan = None
-        cdef int64_t elements = 0
         cdef bint fresh = False
         self.enter()
         try:
-            plan = self.attach(params, grads, &job, &elements)
-            self.plan = plan
-            job.shares = threads_for(elements, &fresh)
-            if elements < unlocked_minimum:
+            self.plan = self.attach(params, grads, &job)
+            job.shares = threads_for(job.elements, &fresh)
+            if job.elements < unlocked_minimum:
                 self.finish(&job, False)
             else:
                 self.hold()
@@ -969,13 +978,10 @@ cdef class Core:
         array([1.36754445, 1.36754445, 1.36754445])
         """
         cdef Job job
-        cdef int64_t elements
-        cdef Plan plan = None
         cdef Bound bound = Bound.__new__(Bound)
         self.enter()
         try:
-            plan = self.attach(params, grads, &job, &elements)
-            self.plan = plan
+            self.plan = self.attach(params, grads, &job)
         finally:
             self.leave()
         bound.optimizer = self
@@ -983,7 +989,7 @@ cdef class Core:
             dict(params) if isinstance(params, dict) else tuple(params))
         bound.grads = grads if isinstance(grads, np.ndarray) else (
             dict(grads) if isinstance(grads, dict) else tuple(grads))
-        return bound
+        return bound.step
 
     def build(self, params):
         """Make the accumulators for `params` without a step, so that weights can be set.
