@@ -3,6 +3,8 @@
 #endif
 #include "_threads.h"
 
+#include <time.h>
+
 #ifndef _WIN32
 
 #include <pthread.h>
@@ -170,6 +172,13 @@ int rmsprop_threads_run(void (*function)(void *), void *argument)
     return 1;
 }
 
+double rmsprop_threads_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 #else /* _WIN32 */
 
 void rmsprop_threads_init(void)
@@ -198,6 +207,13 @@ int rmsprop_threads_run(void (*function)(void *), void *argument)
 {
     function(argument);
     return 1;
+}
+
+double rmsprop_threads_clock(void)
+{
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 #endif

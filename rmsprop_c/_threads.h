@@ -24,4 +24,7 @@ int rmsprop_threads_available(int count);
  * nothing has run then. An OpenMP team that the function makes ends with the thread. */
 int rmsprop_threads_run(void (*function)(void *), void *argument);
 
+/* Seconds since some moment, for durations. */
+double rmsprop_threads_clock(void);
+
 #endif

@@ -65,8 +65,9 @@ _core.configure_threads(_requested, _processors)
 def set_num_threads(n: int | None) -> None:
     """Choose how many threads steps use, in this process.
 
-    By default only steps of 4 Mi elements and more run on several threads, which are made for that
-    step and end with it: nothing spins afterwards, and NumPy's own threads are not disturbed.
+    By default only steps of 4 Mi elements and more may run on several threads, which are made for
+    that step and end with it: nothing spins afterwards, and NumPy's own threads are not disturbed.
+    Such steps are tried both ways, and go on in the one that proves faster in this program.
 
     Parameters
     ----------
