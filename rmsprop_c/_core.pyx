@@ -340,11 +340,11 @@ cdef void share_out(const Job* job, Share work) noexcept nogil:
 
     Shares are loop iterations, so each is done once however many threads OpenMP really gives.
     """
-    cdef int k
-    if job.shares == 1:
+    cdef int k, shares = job.shares
+    if shares == 1:
         work(job, 0)
     else:
-        for k in prange(job.shares, num_threads=job.shares, schedule="static", chunksize=1):
+        for k in prange(shares, num_threads=shares, schedule="static", chunksize=1):
             work_in_thread(job, k, work)
 
 
