@@ -344,7 +344,7 @@ cdef void share_out(const Job* job, Share work) noexcept nogil:
     if shares == 1:
         work(job, 0)
     else:
-        for k in prange(shares, num_threads=shares, schedule="static", chunksize=1):
+        for k in prange(shares, num_threads=shares, schedule="static"):
             work_in_thread(job, k, work)
 
 
