@@ -46,7 +46,8 @@ class NumpyOut:
         self.scratch = [(np.empty_like(p), np.empty_like(p)) for p in params]
 
     def step(self, params, grads):
-        lr, rho, rest, epsilon = (np.float32(x) for x in (1e-5, 0.9, 0.1, 1e-8))
+        lr, rho, epsilon = np.float32(1e-5), np.float32(0.9), np.float32(1e-8)
+        rest = np.float32(1) - rho
         for p, g, a, (t, u) in zip(params, grads, self.accumulators, self.scratch, strict=True):
             np.multiply(g, g, out=t)
             np.multiply(t, rest, out=t)

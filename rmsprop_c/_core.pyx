@@ -19,7 +19,6 @@ from cpython.pythread cimport (
     PyThread_type_lock,
     WAIT_LOCK,
 )
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
@@ -33,13 +32,6 @@ cnp.import_array()
 
 cdef extern from *:
     """
-    #ifdef _OPENMP
-    #include <omp.h>
-    static const int rmsprop_openmp = _OPENMP;
-    #else
-    static const int rmsprop_openmp = 0;
-    static int omp_get_max_threads(void) { return 1; }
-    #endif
     #if defined(__clang__)
     #define RMSPROP_COMPILER "clang " __clang_version__
     #elif defined(__GNUC__)
@@ -58,9 +50,7 @@ cdef extern from *:
     #define rmsprop_dims(x) PyArray_DIMS((PyArrayObject *)(x))
     #define rmsprop_data(x) PyArray_BYTES((PyArrayObject *)(x))
     """
-    const int rmsprop_openmp
     const char* RMSPROP_COMPILER
-    int omp_get_max_threads() nogil
     void** rmsprop_items(object)
     Py_ssize_t rmsprop_size(object)
     bint rmsprop_is_array(void*)
@@ -94,9 +84,15 @@ cdef extern from "_kernels.h" nogil:
     rmsprop_fenv rmsprop_fenv_enter()
     void rmsprop_fenv_leave(rmsprop_fenv)
 
+ctypedef void (*Share)(const void*, int) noexcept nogil
+
 cdef extern from "_threads.h" nogil:
     void rmsprop_threads_init()
+    int rmsprop_threads_openmp()
+    int rmsprop_threads_limit()
+    void rmsprop_threads_share(int, Share, const void*)
     bint rmsprop_threads_forked()
+    int rmsprop_threads_forks()
     void rmsprop_threads_enter()
     void rmsprop_threads_leave()
     bint rmsprop_threads_available(int)
@@ -108,21 +104,20 @@ cdef extern from "<math.h>" nogil:
     const double NAN
 
 
-# ---- which kernel, how many threads -------------------------------------------------------------
-
 cdef const rmsprop_kernels* kernels = NULL
 
 # Elements of a step from which each policy pays: see docs/performance.md for the measurements.
-cdef int64_t unlocked_minimum = 1 << 15   # release the GIL: some 15 us of work
+cdef int64_t unlocked_minimum = 1 << 15   # release the GIL: 12 us of work
 cdef int64_t team_minimum = 1 << 15       # a hot team that was asked for
 cdef int64_t fresh_minimum = 1 << 22      # by default: a team of its own, for this one step, where
 cdef int64_t fresh_share = 1 << 21        # it proves faster; so many elements for each thread
 cdef int trial_steps = 4                  # such steps that alternate before the first choice
-cdef int trial_period = 32                # and how often the other way is tried again
+cdef int trial_gap = 32                   # from there to the next trial; doubled where it lost
 
 cdef int requested_threads = 0   # set_num_threads, RMSPROP_C_NUM_THREADS; 0: default policy
 cdef int processors = 1          # affinity and container quota, as found at import
-cdef int available_threads = 1   # so many were seen to live at once; 0: they could not
+cdef int available_threads = 1   # so many were seen to live at once
+cdef int refused_threads = 1025  # and so many could not
 
 
 def compiled_isas():
@@ -160,12 +155,12 @@ def chosen_isa():
 
 def openmp_version():
     """The OpenMP version (a date like 201511) that was compiled in; 0 without OpenMP."""
-    return rmsprop_openmp
+    return rmsprop_threads_openmp()
 
 
 def openmp_max_threads():
     """OpenMP's own limit in this thread: OMP_NUM_THREADS, or what a library has set."""
-    return omp_get_max_threads()
+    return rmsprop_threads_limit()
 
 
 def compiler():
@@ -194,7 +189,7 @@ def configure_minimums(unlocked=None, team=None, fresh=None, share=None):
 
 cdef int threads_for(int64_t elements, bint* fresh) noexcept:
     """How many threads a step of so many elements gets, and whether in a fresh team."""
-    global available_threads
+    global available_threads, refused_threads
     cdef int64_t count
     fresh[0] = requested_threads == 0 or rmsprop_threads_forked()
     if elements < (fresh_minimum if fresh[0] else team_minimum):
@@ -202,15 +197,16 @@ cdef int threads_for(int64_t elements, bint* fresh) noexcept:
     if requested_threads > 0:
         count = requested_threads
     else:
-        count = min(elements // fresh_share, processors, omp_get_max_threads())
-    if rmsprop_openmp == 0 or count <= 1:
+        count = min(elements // fresh_share, processors, rmsprop_threads_limit())
+    if rmsprop_threads_openmp() == 0 or count <= 1 or count >= refused_threads:
         return 1
-    if available_threads > 0 and count > available_threads:
-        available_threads = <int>count if rmsprop_threads_available(<int>count) else 0
-    return <int>count if available_threads > 0 else 1
+    if count > available_threads:
+        if not rmsprop_threads_available(<int>count):
+            refused_threads = <int>count
+            return 1
+        available_threads = <int>count
+    return <int>count
 
-
-# ---- the work of one step, without the GIL ------------------------------------------------------
 
 ctypedef struct Tensor:
     char* param              # of this step: the user's buffer, or a staged copy
@@ -231,7 +227,7 @@ ctypedef struct Tensor:
     const char* checked_param    # pointers that passed the overlap check
     const char* checked_grad
 
-ctypedef struct Settings:
+ctypedef struct Settings:    # rows of the table in optimizer.py, in its order
     double lr
     double rho
     double epsilon
@@ -284,11 +280,15 @@ cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) n
     tensor[0] = low
     address = <uintptr_t>job.tensors[low].param
     line = (address + <uintptr_t>(at - job.tensors[low].start)) & ~<uintptr_t>63
-    offset[0] = <cnp.npy_intp>(line - address) if line > address else 0
+    if line > address:   # a whole number of elements, also where a double is aligned to 4 bytes
+        offset[0] = <cnp.npy_intp>(line - address) & -<cnp.npy_intp>job.tensors[low].itemsize
+    else:
+        offset[0] = 0
 
 
-cdef void update_share(const Job* job, int k) noexcept nogil:
+cdef void update_share(const void* argument, int k) noexcept nogil:
     """Update what lies between the cuts k and k + 1."""
+    cdef const Job* job = <const Job*>argument
     cdef Py_ssize_t first, last, i
     cdef cnp.npy_intp first_offset, last_offset, begin, end
     cdef const Tensor* t
@@ -308,8 +308,9 @@ cdef void update_share(const Job* job, int k) noexcept nogil:
                                <double*>(t.accumulator + begin), (end - begin) // 8, &job.scalars)
 
 
-cdef void sum_share(const Job* job, int k) noexcept nogil:
+cdef void sum_share(const void* argument, int k) noexcept nogil:
     """Sum the squares of the gradients' blocks between k and k + 1 shares of them all."""
+    cdef const Job* job = <const Job*>argument
     cdef size_t first = job.blocks * k // job.shares
     cdef size_t last = job.blocks * (k + 1) // job.shares
     cdef size_t begin, end, blocks
@@ -332,26 +333,12 @@ cdef void sum_share(const Job* job, int k) noexcept nogil:
                                    job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
 
 
-ctypedef void (*Share)(const Job*, int) noexcept nogil
-
-
 cdef void share_out(const Job* job, Share work) noexcept nogil:
-    """Do all shares: here, or each in the floating-point environment of a thread of the team.
-
-    Shares are loop iterations, so each is done once however many threads OpenMP really gives.
-    """
-    cdef int k, shares = job.shares
-    if shares == 1:
+    """Do all shares: here, or in a team."""
+    if job.shares == 1:
         work(job, 0)
     else:
-        for k in prange(shares, num_threads=shares, schedule="static"):
-            work_in_thread(job, k, work)
-
-
-cdef void work_in_thread(const Job* job, int k, Share work) noexcept nogil:
-    cdef rmsprop_fenv found = rmsprop_fenv_enter()
-    work(job, k)
-    rmsprop_fenv_leave(found)
+        rmsprop_threads_share(job.shares, work, job)
 
 
 cdef void perform(void* argument) noexcept nogil:
@@ -396,8 +383,6 @@ cdef void land(const Tensor* t) noexcept nogil:
             index[axis] = 0
 
 
-# ---- which arrays -------------------------------------------------------------------------------
-
 ctypedef struct Range:
     const char* low
     const char* high
@@ -441,25 +426,26 @@ cdef void span(cnp.ndarray x, const char** low, const char** high) noexcept:
 cdef bint share_memory(x, y):
     """Do two arrays whose byte ranges meet share an element? Yes where that is too hard to tell."""
     try:
-        return np.shares_memory(x, y, max_work=1_000_000)
+        return np.shares_memory(np.asarray(x), np.asarray(y), max_work=1_000_000)
     except np.exceptions.TooHardError:
         return True
 
 
-def label(name, keys, Py_ssize_t position, bare=False):
+cdef object label(name, keys, Py_ssize_t position, bint bare):
     """How errors call an array: params[2], params['W1'] or params."""
     if bare:
         return name
     return f"{name}[{position if keys is None else keys[position]!r}]"
 
 
-def check_array(x, name):
-    """Refuse what is not a real array of float32 or float64 elements."""
+cdef object checked_array(x, name):
+    """The array, as a plain ndarray; refuses what has no real float32 or float64 elements."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} is of type {type(x).__name__}, not a NumPy array")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and a step would update masked elements too; "
                         "pass its .data, or a gradient's .filled(0)")
+    x = np.asarray(x)
     if x.dtype.newbyteorder("=") not in (np.float32, np.float64):
         raise TypeError(f"{name} has dtype {x.dtype}, but only float32 and float64 arrays can be "
                         "updated in place; convert the model with astype(np.float32)")
@@ -480,6 +466,7 @@ cdef class Plan:
     cdef readonly object keys
     cdef readonly list accumulators
     cdef bint float32
+    cdef int64_t elements        # of all positions
     cdef Tensor* tensors
     cdef Range* ranges           # of the parameters, by address
     cdef Py_ssize_t count, range_count
@@ -492,7 +479,7 @@ cdef class Plan:
     def __cinit__(self, arrays, keys):
         cdef cnp.ndarray x, accumulator, slab
         cdef Tensor* t
-        cdef Py_ssize_t i, position
+        cdef Py_ssize_t i, position, large = 65536
         cdef list offsets = []
         self.count = len(arrays)
         self.keys = keys
@@ -503,15 +490,18 @@ cdef class Plan:
             raise MemoryError()
         position = 0
         for x in arrays:
-            # An accumulator lies at the same place in its cache line as its parameter.
+            # An accumulator lies at the same place in its cache line as its parameter, a large one
+            # in its page: where a load meets the address of an earlier store modulo 4096, the
+            # processor waits for that store.
             position += (-position) & (x.itemsize - 1)
-            position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & 63 & -x.itemsize
+            position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & -x.itemsize & (
+                63 if x.nbytes < large else 4095)
             offsets.append(position)
             position += x.nbytes
-        slab = np.zeros(position + 63, np.uint8)
+        slab = np.zeros(position + 4095, np.uint8)
         self.slab = cnp.PyArray_BYTES(slab)
         self.slab_size = cnp.PyArray_NBYTES(slab)
-        position = -<Py_ssize_t>self.slab & 63
+        position = -<Py_ssize_t>self.slab & 4095
         for i, x in enumerate(arrays):
             fortran = x.flags.f_contiguous and not x.flags.c_contiguous
             accumulator = slab[position + offsets[i]:position + offsets[i] + x.nbytes].view(
@@ -520,6 +510,7 @@ cdef class Plan:
             t = &self.tensors[i]
             t.accumulator = cnp.PyArray_BYTES(accumulator)
             t.size = cnp.PyArray_SIZE(accumulator)
+            self.elements += t.size
             t.shape = cnp.PyArray_DIMS(accumulator)
             t.ndim = cnp.PyArray_NDIM(accumulator)
             t.type = cnp.PyArray_TYPE(accumulator)
@@ -563,70 +554,75 @@ cdef class Plan:
             line_up(t, job)
         return True
 
-    cdef int fits(self, params, outer_params, bint only_read) except -1:
-        """Refuse parameters that are not like the positions."""
-        cdef Py_ssize_t i
-        cdef cnp.ndarray p, accumulator
+    cdef list fitting(self, params, outer_params):
+        """The parameters as plain ndarrays; refuses those that are not like the positions."""
+        cdef list arrays = []
         for i in range(self.count):
             name = self.name("params", i, outer_params)
-            p = check_array(params[i], name)
+            p = checked_array(params[i], name)
             accumulator = self.accumulators[i]
             if p.dtype.newbyteorder("=") != accumulator.dtype:
                 raise TypeError(f"{name} has dtype {p.dtype}, but the optimizer was built for "
                                 f"{accumulator.dtype}; use another optimizer, or reset() this one")
-            if np.shape(p) != np.shape(accumulator):
-                raise ValueError(f"{name} has shape {np.shape(p)}, but the optimizer was built for "
-                                 f"{np.shape(accumulator)}; use another optimizer, or reset() this "
+            if p.shape != accumulator.shape:
+                raise ValueError(f"{name} has shape {p.shape}, but the optimizer was built for "
+                                 f"{accumulator.shape}; use another optimizer, or reset() this "
                                  "one")
-            if not p.flags.writeable and not only_read:
-                raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
-                                 "writeable array or a copy")
-        return 0
+            arrays.append(p)
+        return arrays
 
     cdef int attach_any(self, params, grads, outer_params, outer_grads, Job* job) except -1:
         """Line up this step's arrays, or copies of those that a kernel can't read in place."""
         cdef Tensor* t
         cdef Py_ssize_t i
-        cdef cnp.ndarray p, g, accumulator
-        self.held = [params, grads]
-        self.fits(params, outer_params, False)
+        cdef cnp.ndarray p, g, staged
+        cdef list arrays = self.fitting(params, outer_params)
+        self.held = [params, grads, arrays]
+        for i in range(self.count):
+            name = self.name("params", i, outer_params)
+            p = arrays[i]
+            if not p.flags.writeable:
+                raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
+                                 "writeable array or a copy")
+            if any([cnp.PyArray_STRIDE(p, d) == 0 and cnp.PyArray_DIM(p, d) > 1
+                    for d in range(cnp.PyArray_NDIM(p))]):
+                raise ValueError(f"{name} overlaps itself: it has a stride of 0; pass a copy")
         for i in range(self.count):
             t = &self.tensors[i]
-            p = params[i]
+            p = arrays[i]
+            t.param = cnp.PyArray_BYTES(p)
+            t.landing = NULL
+            t.grad = NULL
             if grads[i] is not None:
                 name = self.name("grads", i, outer_grads)
-                g = check_array(np.asarray(grads[i]) if isinstance(grads[i], np.generic)
-                                else grads[i], name)
+                g = checked_array(np.asarray(grads[i]) if isinstance(grads[i], np.generic)
+                                  else grads[i], name)
                 if g.dtype.newbyteorder("=") != self.accumulators[i].dtype:
                     raise TypeError(f"{name} has dtype {g.dtype}, but "
                                     f"{self.name('params', i, outer_params)} has dtype {p.dtype}; "
                                     f"convert it with astype(np.{p.dtype.newbyteorder('=')})")
-                if np.shape(g) != np.shape(p):
-                    raise ValueError(f"{name} has shape {np.shape(g)}, but "
+                if (<object>g).shape != (<object>p).shape:
+                    raise ValueError(f"{name} has shape {(<object>g).shape}, but "
                                      f"{self.name('params', i, outer_params)} has shape "
-                                     f"{np.shape(p)}")
+                                     f"{(<object>p).shape}")
                 g = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
                 t.grad = cnp.PyArray_BYTES(g) if t.size > 0 else t.accumulator
-            else:
-                t.grad = NULL
-            t.landing = NULL
-            accumulator = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
-            t.param = cnp.PyArray_BYTES(accumulator)
-            if t.param != cnp.PyArray_BYTES(p) and t.grad != NULL:
-                t.landing = cnp.PyArray_BYTES(p)
-                t.landing_strides = cnp.PyArray_STRIDES(p)
-                t.landing_swapped = not p.dtype.isnative
+                staged = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+                if staged is not p:
+                    t.param = cnp.PyArray_BYTES(staged)
+                    t.landing = cnp.PyArray_BYTES(p)
+                    t.landing_strides = cnp.PyArray_STRIDES(p)
+                    t.landing_swapped = not p.dtype.isnative
             line_up(t, job)
         return 0
 
     cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
         """The array itself if a kernel can use it, else a copy; held until the step ends."""
-        cdef cnp.ndarray base = np.asarray(x)
-        if not is_plain(<void*>base, t, t.order | flags):
-            base = np.array(x, x.dtype.newbyteorder("="), copy=True, subok=False,
-                            order="F" if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else "C")
-        self.held.append(base)
-        return base
+        if not is_plain(<void*>x, t, t.order | flags):
+            x = np.array(x, x.dtype.newbyteorder("="), copy=True,
+                         order="F" if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else "C")
+        self.held.append(x)
+        return x
 
     cdef int check_overlap(self, params, grads, outer_params, outer_grads,
                            bint plain) except -1:
@@ -648,17 +644,12 @@ cdef class Plan:
             self.sort_ranges(params, plain)
             for i in range(1, self.range_count):
                 self.check_range(&self.ranges[i], i, "params", params, params,
-                                 outer_params, outer_params)
+                                 outer_params, outer_params, plain)
         for i in range(self.count):
             t = &self.tensors[i]
             if t.grad == NULL or t.size == 0 or (t.grad == t.checked_grad and not moved):
                 continue
-            r.position = i
-            if plain:
-                r.low = t.grad
-                r.high = t.grad + t.size * t.itemsize
-            else:
-                span(np.asarray(grads[i]), &r.low, &r.high)
+            self.measure(&r, i, grads, t.grad, plain)
             low, high = 0, self.range_count
             while low < high:   # the first range that starts behind this gradient
                 middle = (low + high) // 2
@@ -666,7 +657,7 @@ cdef class Plan:
                     low = middle + 1
                 else:
                     high = middle
-            self.check_range(&r, low, "grads", grads, params, outer_grads, outer_params)
+            self.check_range(&r, low, "grads", grads, params, outer_grads, outer_params, plain)
             if r.low < self.slab + self.slab_size and r.high > self.slab:
                 raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
                                  "optimizer's weights; pass a copy")
@@ -676,24 +667,24 @@ cdef class Plan:
             t.checked_grad = t.grad if plain else NULL
         return 0
 
+    cdef int measure(self, Range* r, Py_ssize_t i, arrays, const char* data, bint plain) except -1:
+        """The range of bytes of position i's array, which is at `data` if it is plain."""
+        r.position = i
+        if plain:
+            r.low = data
+            r.high = data + self.tensors[i].size * self.tensors[i].itemsize
+        else:
+            span(np.asarray(arrays[i]), &r.low, &r.high)
+        return 0
+
     cdef int sort_ranges(self, params, bint plain) except -1:
         cdef Py_ssize_t i
-        cdef Tensor* t
-        cdef Range* r
         cdef const char* reach = NULL
         self.range_count = 0
         for i in range(self.count):
-            t = &self.tensors[i]
-            if t.size == 0:
-                continue
-            r = &self.ranges[self.range_count]
-            r.position = i
-            if plain:
-                r.low = t.param
-                r.high = t.param + t.size * t.itemsize
-            else:
-                span(np.asarray(params[i]), &r.low, &r.high)
-            self.range_count += 1
+            if self.tensors[i].size > 0:
+                self.measure(&self.ranges[self.range_count], i, params, self.tensors[i].param, plain)
+                self.range_count += 1
         qsort(self.ranges, self.range_count, sizeof(Range), compare_ranges)
         for i in range(self.range_count):
             reach = max(reach, self.ranges[i].high)
@@ -701,12 +692,12 @@ cdef class Plan:
         return 0
 
     cdef int check_range(self, const Range* r, Py_ssize_t before, which, arrays, params,
-                         outer, outer_params) except -1:
+                         outer, outer_params, bint plain) except -1:
         """Refuse a range that shares memory with one of the first `before` parameters there."""
         while before > 0 and self.ranges[before - 1].reach > r.low:
             before -= 1
-            if self.ranges[before].high > r.low and share_memory(
-                    arrays[r.position], params[self.ranges[before].position]):
+            if self.ranges[before].high > r.low and (plain or share_memory(
+                    arrays[r.position], params[self.ranges[before].position])):
                 other = self.ranges[before].position
                 raise ValueError(f"{self.name(which, r.position, outer)} shares memory with "
                                  f"{self.name('params', other, outer_params)}; pass a copy")
@@ -719,14 +710,15 @@ cdef class Plan:
         elif isinstance(container, dict):
             if self.keys is None:
                 raise TypeError(f"{which} is a dict, but the optimizer was built for a list")
-            for key in container:
-                if key not in self.keys:
-                    raise ValueError(f"{which} has the key {key!r}, but the optimizer was built "
-                                     f"for the keys {list(self.keys)}")
             for key in self.keys:
                 if key not in container:
-                    raise ValueError(f"{which} has no key {key!r}; pass None for a parameter "
-                                     "without a gradient")
+                    raise ValueError(f"{which} has no key {key!r}" + (
+                        "; pass None for a parameter without a gradient" if which == "grads"
+                        else ", which the optimizer was built for"))
+            if len(container) != self.count:
+                key = next(key for key in container if key not in self.keys)
+                raise ValueError(f"{which} has the key {key!r}, but the optimizer was built for "
+                                 f"the keys {list(self.keys)}")
             return tuple([container[key] for key in self.keys])
         elif not isinstance(container, (list, tuple)):
             raise TypeError(f"{which} is of type {type(container).__name__}; pass a list or tuple "
@@ -734,6 +726,7 @@ cdef class Plan:
         if self.keys is not None:
             raise TypeError(f"{which} is a {type(container).__name__}, but the optimizer was built "
                             "for a dict")
+        container = tuple(container)   # a subclass may say another length than it has
         if len(container) != self.count:
             if which == "grads":
                 raise ValueError(f"grads has {len(container)} entries, but params has "
@@ -753,7 +746,7 @@ cdef class Plan:
         return 0
 
 
-def new_plan(params):
+cdef Plan new_plan(params):
     """The plan of a model that is seen for the first time."""
     if isinstance(params, dict):
         keys, arrays = tuple(params), list(params.values())
@@ -764,9 +757,8 @@ def new_plan(params):
     else:
         raise TypeError(f"params is of type {type(params).__name__}; pass a list or tuple of "
                         "arrays, a dict of arrays, or one array")
-    for i, x in enumerate(arrays):
-        check_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
-    return Plan(arrays, keys)
+    return Plan([checked_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
+                 for i, x in enumerate(arrays)], keys)
 
 
 def checked_iterations(value, name):
@@ -780,11 +772,6 @@ def checked_iterations(value, name):
     if not 0 <= count <= 1 << 62:
         raise ValueError(f"{name} is {value!r}; iterations must be in [0, 2**62]")
     return count
-
-
-# ---- the base of the optimizers -----------------------------------------------------------------
-
-SETTINGS = ("lr", "rho", "epsilon", "decay", "clipnorm", "clipvalue")   # as in the struct Settings
 
 
 cdef class Bound:
@@ -808,12 +795,16 @@ cdef class Core:
     cdef bint busy               # under the GIL: a step, or an access to the state, is under way
     cdef bint locked             # it has released the GIL, or may, and holds the lock
     cdef unsigned long owner
+    cdef int forks               # of the process when busy, locked and lock were last its own
     cdef PyThread_type_lock lock
     cdef int64_t long_steps      # that could have a team of their own
+    cdef int64_t next_trial, gap
     cdef double pace[2]          # seconds per element of the latest ones, alone and in a team
 
     def __cinit__(self, *args, **kwargs):
         self.settings.clipnorm = self.settings.clipvalue = NAN
+        self.next_trial, self.gap = trial_steps + trial_gap, trial_gap
+        self.forks = rmsprop_threads_forks()
         self.lock = PyThread_allocate_lock()
         if self.lock == NULL:
             raise MemoryError()
@@ -824,9 +815,18 @@ cdef class Core:
 
     cdef int enter(self) except -1:
         """Wait until no other thread is in a step of this optimizer, and begin one."""
+        cdef PyThread_type_lock fresh_lock
+        if self.forks != rmsprop_threads_forks():
+            # Threads that were in here, or at the lock, have stayed behind in the parent.
+            fresh_lock = PyThread_allocate_lock()
+            if fresh_lock == NULL:
+                raise MemoryError()
+            self.lock = fresh_lock   # the old one may be held for ever: it is not freed
+            self.locked = self.busy = False
+            self.forks = rmsprop_threads_forks()
         while self.busy:
             if self.owner == PyThread_get_thread_ident():
-                raise RuntimeError("this optimizer's step was called from inside its own step")
+                raise RuntimeError("this optimizer is in use further up in this very thread")
             with nogil:
                 PyThread_acquire_lock(self.lock, WAIT_LOCK)
                 PyThread_release_lock(self.lock)
@@ -867,6 +867,8 @@ cdef class Core:
                                 f"{type(grads).__name__}")
             param_list = plan.positions(params, "params")
             grad_list = plan.positions(grads, "grads")
+        if plan.elements >= unlocked_minimum:   # another thread may change the lists meanwhile
+            param_list, grad_list = tuple(param_list), tuple(grad_list)
         memset(job, 0, sizeof(Job))
         plain = plan.attach_plain(param_list, grad_list, job, &checked)
         if not plain:
@@ -889,8 +891,8 @@ cdef class Core:
         if self.settings.clipnorm > 0:
             plan.allocate_block_sums(job.blocks)
             job.block_sums = plan.block_sums
-        if job.elements >= unlocked_minimum and plan.held is None:
-            plan.held = [tuple(param_list), tuple(grad_list)]   # another thread may empty the lists
+        if plan.held is None and plan.elements >= unlocked_minimum:
+            plan.held = [param_list, grad_list]
         return plan
 
     cdef int advance(self, params, grads) except -1:
@@ -901,7 +903,7 @@ cdef class Core:
         try:
             self.plan = self.attach(params, grads, &job)
             job.shares = threads_for(job.elements, &fresh)
-            if job.elements < unlocked_minimum:
+            if job.elements < unlocked_minimum and job.shares == 1:
                 self.finish(&job, False)
             else:
                 self.hold()
@@ -920,16 +922,25 @@ cdef class Core:
         after a matmul (OpenBLAS), and threads that compete with them lose more than they gain.
         """
         cdef int64_t n = self.long_steps
-        cdef bint trial = n < trial_steps or n % trial_period == 0
+        cdef bint trial = n >= self.next_trial
         cdef bint team = self.pace[1] < 0.95 * self.pace[0]
         cdef double start = rmsprop_threads_clock(), pace
-        if trial:
-            team = n % 2 if n < trial_steps else not team
-        if not team or not rmsprop_threads_run(perform, job):
+        if n < trial_steps:
+            team = n % 2
+        elif trial:
+            team = not team
+        team = team and rmsprop_threads_run(perform, job)
+        if not team:
             job.shares = 1
             perform(job)
         pace = (rmsprop_threads_clock() - start) / job.elements
-        self.pace[team] = pace if trial else 0.75 * self.pace[team] + 0.25 * pace
+        if trial:   # the more often it has lost, the seldomer it is tried
+            self.gap = trial_gap if pace < self.pace[not team] else min(2 * self.gap, 1 << 16)
+            self.next_trial = n + self.gap
+        if trial or n < trial_steps:
+            self.pace[team] = pace
+        else:
+            self.pace[team] += 0.25 * (pace - self.pace[team])
         self.long_steps = n + 1
 
     cdef void finish(self, Job* job, bint fresh) noexcept nogil:
@@ -950,7 +961,7 @@ cdef class Core:
         ----------
         params : list or tuple of ndarray, dict of ndarray, or ndarray
             Arrays of float32 or float64 (they may be mixed), of any shape, strides, alignment and
-            byte order, writeable and without common memory. Changed in place. The first step (or
+            byte order, writeable and without a common element. Changed in place. The first step (or
             `build`) fixes number, shapes and dtypes; the arrays may be other ones at every step.
         grads : of the same form as `params`
             The gradients, each of its parameter's shape and dtype; only read. None leaves that
@@ -1008,10 +1019,9 @@ cdef class Core:
         finally:
             self.leave()
         bound.optimizer = self
-        bound.params = params if isinstance(params, np.ndarray) else (
-            dict(params) if isinstance(params, dict) else tuple(params))
-        bound.grads = grads if isinstance(grads, np.ndarray) else (
-            dict(grads) if isinstance(grads, dict) else tuple(grads))
+        bound.params, bound.grads = [
+            dict(x) if isinstance(x, dict) else tuple(x) if isinstance(x, (list, tuple)) else x
+            for x in (params, grads)]
         return bound.step
 
     def build(self, params):
@@ -1032,12 +1042,10 @@ cdef class Core:
         self.enter()
         try:
             self.hold()
-            plan = new_plan(params)
             if self.plan is None:
-                self.plan = plan
+                self.plan = new_plan(params)
             else:
-                arrays = self.plan.positions(params, "params")
-                self.plan.fits(arrays, params, True)
+                self.plan.fitting(self.plan.positions(params, "params"), params)
         finally:
             self.leave()
 
@@ -1096,8 +1104,10 @@ cdef class Core:
         self.enter()
         try:
             self.hold()
-            for own, given in zip(self.plan.accumulators if self.plan is not None else (),
-                                  accumulators, strict=True):
+            owned = [] if self.plan is None else self.plan.accumulators
+            if [own.shape for own in owned] != [given.shape for given in accumulators]:
+                raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
+            for own, given in zip(owned, accumulators):
                 own[...] = given
             if iterations is not None:
                 self.steps = iterations
@@ -1116,8 +1126,6 @@ cdef class Core:
         self.steps = iterations
         self.leave()
 
-
-# ---- for other Cython code ----------------------------------------------------------------------
 
 cdef void update_f32(float* p, const float* g, float* a, size_t n,
                      const rmsprop_scalars* scalars) noexcept nogil:

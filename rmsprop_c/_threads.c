@@ -5,6 +5,42 @@
 
 #include <time.h>
 
+#include "_kernels.h" /* for the floating-point environment */
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+int rmsprop_threads_openmp(void)
+{
+#ifdef _OPENMP
+    return _OPENMP;
+#else
+    return 0;
+#endif
+}
+
+int rmsprop_threads_limit(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+void rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument)
+{
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(shares) schedule(static)
+#endif
+    for (int k = 0; k < shares; k++) {
+        const rmsprop_fenv found = rmsprop_fenv_enter();
+        work(argument, k);
+        rmsprop_fenv_leave(found);
+    }
+}
+
 #ifndef _WIN32
 
 #include <pthread.h>
@@ -16,6 +52,7 @@ static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t empty = PTHREAD_COND_INITIALIZER;
 static int inside = 0; /* steps in flight; under gate */
 static int forked = 0;
+static int forks = 0;
 
 void rmsprop_threads_enter(void)
 {
@@ -50,6 +87,7 @@ static void after_fork_in_parent(void)
 static void after_fork_in_child(void)
 {
     forked = 1;
+    forks++;
     pthread_cond_init(&empty, NULL); /* the parent's waiters are not here */
     pthread_mutex_unlock(&gate);
 }
@@ -81,6 +119,11 @@ void rmsprop_threads_init(void)
 int rmsprop_threads_forked(void)
 {
     return forked;
+}
+
+int rmsprop_threads_forks(void)
+{
+    return forks;
 }
 
 /* OMP_STACKSIZE in bytes: a number with B, K (the default), M or G; 0 if it is not set. */
@@ -186,6 +229,11 @@ void rmsprop_threads_init(void)
 }
 
 int rmsprop_threads_forked(void)
+{
+    return 0;
+}
+
+int rmsprop_threads_forks(void)
 {
     return 0;
 }

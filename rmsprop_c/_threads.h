@@ -1,15 +1,32 @@
-/* What the package asks of the operating system's threads. Without POSIX threads (Windows) there is
- * no fork to guard against, and work that wanted a fresh thread runs in the caller's. */
+/* What the package asks of OpenMP and of the operating system's threads. Without POSIX threads
+ * (Windows) there is no fork to guard against, and work that wanted a fresh thread runs in the
+ * caller's. */
 #ifndef RMSPROP_THREADS_H
 #define RMSPROP_THREADS_H
 
 /* Registers the fork handlers. Call once, before any other function here. */
 void rmsprop_threads_init(void);
 
+/* The version of OpenMP, a date like 201511; 0 without it. */
+int rmsprop_threads_openmp(void);
+
+/* How many threads OpenMP would use in this thread: OMP_NUM_THREADS, or what a library has set. */
+int rmsprop_threads_limit(void);
+
+/* Calls work(argument, k) for each k in [0, shares), in a team of that many threads, each in the
+ * floating-point environment of the contract. They are iterations of a loop, so each is done once
+ * however many threads OpenMP really gives. (Cython's prange asks which thread holds the GIL, and
+ * before Python 3.12 gets a wrong answer in threads of our own once there are subinterpreters.) */
+void rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument);
+
 /* Has this process been forked, from whatever parent, without an exec since? OpenMP's teams of the
  * parent are gone there, and libgomp waits for them for ever when the same thread uses them again.
  */
 int rmsprop_threads_forked(void);
+
+/* How many forks lie between this process and the import: locks from before may be held by threads
+ * that are not here. */
+int rmsprop_threads_forks(void);
 
 /* Steps that run without the GIL are counted in and out. A fork waits until none is inside, and
  * holds new ones back meanwhile: a child never sees half a step. */

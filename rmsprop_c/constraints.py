@@ -40,7 +40,6 @@ def _axis(axis: Any) -> Any:
     return tuple(axis) if isinstance(axis, list) else axis
 
 
-# Constants are made Python floats: a NumPy scalar would promote float32 weights to float64.
 def _norms(w: NDArray[Any], axis: Any) -> NDArray[Any]:
     return np.asarray(np.sqrt(np.sum(np.square(w), axis=_axis(axis), keepdims=True)))
 
@@ -62,6 +61,7 @@ class MaxNorm(Constraint):
 
     def __call__(self, w: NDArray[Any]) -> NDArray[Any]:
         norms = _norms(w, self.axis)
+        # float: a NumPy scalar would promote float32 weights to float64
         desired = np.clip(norms, 0, float(self.max_value))
         return np.asarray(w * (desired / (EPSILON + norms)))
 
@@ -170,10 +170,8 @@ def get(identifier: Any) -> Any:
     ValueError
         If there is none.
     """
+    if isinstance(identifier, type):
+        raise ValueError(f"{identifier.__name__} is a class; pass an instance")
     if identifier is None or (callable(identifier) and not isinstance(identifier, Mapping)):
         return identifier
-    if isinstance(identifier, str):
-        return deserialize({"class_name": identifier, "config": {}})
-    if isinstance(identifier, Mapping):
-        return deserialize(identifier)
-    raise ValueError(f"Could not interpret constraint identifier: {identifier!r}")
+    return serialization.get(identifier, KNOWN, "constraint")

@@ -36,7 +36,6 @@ HYPERPARAMETERS = (
     Hyperparameter("clipvalue", None, float("inf"), "float or None: largest absolute gradient."),
 )
 DEFAULT: dict[str, Any] = {row.name: row.default for row in HYPERPARAMETERS}
-assert tuple(DEFAULT) == _core.SETTINGS
 
 
 def checked(row: Hyperparameter, value: Any) -> float:
@@ -94,6 +93,12 @@ class Optimizer(_core.Core):
     clipnorm: float | None
     clipvalue: float | None
 
+    def __new__(cls: type[Own], *args: Any, **kwargs: Any) -> Own:
+        self = super().__new__(cls)
+        for row in HYPERPARAMETERS:  # also for a subclass that does not call __init__
+            setattr(self, row.name, row.default)
+        return self
+
     def __init__(self, **kwargs: Any) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is the base class; use RMSprop")
@@ -128,8 +133,6 @@ class Optimizer(_core.Core):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
-
-    # ---- steps ----
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, NDArray[Any]]]) -> None:
         """One step from pairs of a gradient and its parameter, as in Keras.
@@ -230,8 +233,6 @@ class Optimizer(_core.Core):
             updates += [accumulator, param]
         return updates
 
-    # ---- state ----
-
     @property
     def weights(self) -> list[NDArray[Any]]:
         """List of ndarray: read-only views of the accumulators. Assigning is `set_weights`."""
@@ -256,13 +257,14 @@ class Optimizer(_core.Core):
 
         Raises
         ------
-        ValueError
-            If the number of weights or any shape does not fit. Nothing is set then.
+        ValueError, TypeError
+            If the number of weights or any shape does not fit, or they are not real numbers.
+            Nothing is set then.
         """
         given = list(weights)
         own = self.weights
         iterations = None
-        if len(given) == len(own) + 1 and np.shape(given[0]) == ():
+        if own and len(given) == len(own) + 1 and np.shape(given[0]) == ():
             iterations = _core.checked_iterations(given.pop(0), "weights[0]")
         if len(given) != len(own):
             raise ValueError(
@@ -302,8 +304,6 @@ class Optimizer(_core.Core):
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
 
-    # ---- helpers ----
-
     def _evaluate(self, loss: Callable[[Any], Any], params: Model) -> tuple[Any, Any]:
         """Value and unclipped gradients of a loss of either kind."""
         if not callable(loss):
@@ -340,7 +340,12 @@ class Optimizer(_core.Core):
             return grads
         arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
         arrays = [None if g is None else np.asarray(g) for g in arrays]
-        return _like(params, reference.clip(arrays, _arrays(params), self.clipnorm, self.clipvalue))
+        like = _arrays(params)
+        if len(arrays) != len(like):
+            raise ValueError(
+                f"loss returned {len(arrays)} gradients, but params has {len(like)} entries"
+            )
+        return _like(params, reference.clip(arrays, like, self.clipnorm, self.clipvalue))
 
 
 def _arrays(model: Model) -> list[Any]:

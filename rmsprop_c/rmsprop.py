@@ -43,8 +43,8 @@ class RMSprop(Optimizer):
 
     The formula, its order of operations and the defaults are those of
     ``tf.contrib.keras.optimizers.RMSprop`` in TensorFlow 1.3; in float64 the results are too, bit
-    for bit. The method is from T. Tieleman and G. Hinton, Lecture 6.5 of Neural Networks for
-    Machine Learning, Coursera 2012.
+    for bit (the README says how clipping and decay compare). The method is from T. Tieleman and G.
+    Hinton, Lecture 6.5 of Neural Networks for Machine Learning, Coursera 2012.
 
     Examples
     --------
@@ -86,6 +86,9 @@ class RMSprop(Optimizer):
         return config | super().get_config()
 
 
+KNOWN = {"RMSprop": RMSprop, "rmsprop": RMSprop}
+
+
 def serialize(optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer as ``{"class_name": ..., "config": ...}``, without its state."""
     return serialization.serialize(optimizer)
@@ -93,8 +96,7 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
 
 def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
     """Make the optimizer that `serialize` described; `config` is not changed."""
-    known = {"RMSprop": RMSprop, "rmsprop": RMSprop}
-    return serialization.deserialize(config, known, custom_objects, "optimizer")
+    return serialization.deserialize(config, KNOWN, custom_objects, "optimizer")
 
 
 def get(identifier: Any) -> Any:
@@ -107,8 +109,4 @@ def get(identifier: Any) -> Any:
     """
     if isinstance(identifier, Optimizer):
         return identifier
-    if isinstance(identifier, str):
-        return deserialize({"class_name": identifier, "config": {}})
-    if isinstance(identifier, Mapping):
-        return deserialize(identifier)
-    raise ValueError(f"Could not interpret optimizer identifier: {identifier!r}")
+    return serialization.get(identifier, KNOWN, "optimizer")

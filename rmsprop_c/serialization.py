@@ -39,8 +39,10 @@ def deserialize(
     ValueError
         If the mapping is of another form, or its class is not known.
     """
-    if not isinstance(serialized.get("class_name"), str) or not isinstance(
-        serialized.get("config", {}), Mapping
+    if (
+        not isinstance(serialized, Mapping)
+        or not isinstance(serialized.get("class_name"), str)
+        or not isinstance(serialized.get("config", {}), Mapping)
     ):
         raise ValueError(
             f"Improper config format: {serialized!r}; expected 'class_name' and 'config' in a dict"
@@ -52,3 +54,18 @@ def deserialize(
     config = dict(serialized.get("config", {}))
     from_config = getattr(found, "from_config", None)
     return from_config(config) if from_config else found(**config)
+
+
+def get(identifier: Any, known: Mapping[str, Callable[..., Any]], kind: str) -> Any:
+    """Make the object that a class name alone, or a serialized object, describes.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or the class is not known.
+    """
+    if isinstance(identifier, str):
+        identifier = {"class_name": identifier, "config": {}}
+    if not isinstance(identifier, Mapping):
+        raise ValueError(f"Could not interpret {kind} identifier: {identifier!r}")
+    return deserialize(identifier, known, None, kind)

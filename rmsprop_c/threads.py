@@ -1,5 +1,6 @@
 """How many threads a step may use, and what was built: the module-level settings."""
 
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,15 @@ def processors(root: str = "/sys/fs/cgroup") -> int:
 
 def checked_count(value: Any, name: str) -> int:
     """A thread count of at least 1, or an error that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be an integer, or None for the default")
-    if not 1 <= value <= 1024:
+    if not 1 <= count <= 1024:
         raise ValueError(f"{name} is {value!r}; it must be between 1 and 1024")
-    return int(value)
+    return count
 
 
 def from_environment() -> int:

@@ -243,9 +243,6 @@ def selftest(folder, cwd):
     assert "selftest passed" in run(*command, cwd=cwd, PYTHONPATH=str(folder)).stdout
 
 
-# ---- the sdist and the wheel --------------------------------------------------------------------
-
-
 def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
     with tarfile.open(sdist) as archive:
         names = {Path(name) for name in archive.getnames()}
@@ -290,9 +287,6 @@ def test_an_installed_wheel_passes_its_selftest(python, tmp_path):
     assert "selftest passed" in run(python, "-m", "rmsprop_c", "selftest", cwd=tmp_path).stdout
 
 
-# ---- with and without OpenMP --------------------------------------------------------------------
-
-
 def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):
     source = tmp_path / "probe.c"
     source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
@@ -325,9 +319,6 @@ def test_an_unknown_value_for_openmp_is_refused(source, tmp_path):
     assert not list(tmp_path.glob("*.whl"))
 
 
-# ---- other people's flags -----------------------------------------------------------------------
-
-
 def test_fast_math_in_the_environment_changes_no_bits(fast_math, tmp_path):
     selftest(fast_math, tmp_path)
 
@@ -335,9 +326,6 @@ def test_fast_math_in_the_environment_changes_no_bits(fast_math, tmp_path):
 def test_fast_math_in_the_environment_does_not_flush_subnormals(fast_math, tmp_path):
     code = SUBNORMALS_AROUND_IMPORT
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(fast_math))
-
-
-# ---- other people's code ------------------------------------------------------------------------
 
 
 def test_cython_code_calls_the_kernels_and_gets_the_reference_bits(python, tmp_path):
@@ -384,9 +372,6 @@ def test_the_header_refuses_fast_math(include, tmp_path):
     refused = run(*command, "-ffast-math", cwd=tmp_path, check=False)
     assert refused.returncode != 0
     assert "rmsprop.h promises exact bits; compile it without -ffast-math" in refused.stdout
-
-
-# ---- the choice of an instruction set -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)

@@ -182,7 +182,7 @@ def test_custom_objects_are_found_and_come_first():
     assert type(constraints.deserialize(renamed)) is MaxNorm
 
 
-@pytest.mark.parametrize("identifier", [None, abs, Halve(), MaxNorm(1), MaxNorm], ids=repr)
+@pytest.mark.parametrize("identifier", [None, abs, Halve(), MaxNorm(1)], ids=repr)
 def test_none_and_callables_are_their_own_constraint(identifier):
     assert constraints.get(identifier) is identifier
 

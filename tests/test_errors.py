@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from common import assert_same_bits, layouts, place
 
+import rmsprop_c
 from rmsprop_c import Optimizer, RMSprop, reference
 
 OPTIONS = {"lr": 0.01, "rho": 0.8, "decay": 0.1, "clipnorm": 100.0}
@@ -710,8 +711,6 @@ def test_a_refused_call_keeps_no_array_alive(which, call):
     assert reference_to_it() is None
 
 
-# ---- hyper-parameters
-
 NOT_NUMBERS = [True, np.True_, "0.1", b"1", 1j, [0.1], (0.1,), {}, object()]
 HYPERPARAMETER_CASES = [
     *(
@@ -823,8 +822,6 @@ def test_an_epsilon_that_is_kept_is_accepted(epsilon, dtype):
     expected = np.nan if epsilon == 0 else 1.0
     assert_same_bits(p, np.full(3, expected, dtype))
 
-
-# ---- state
 
 ITERATIONS = [
     (-1, ValueError),
@@ -1041,9 +1038,6 @@ def test_weights_cannot_be_written_through_their_views():
     check_usable(opt, params, grads)
 
 
-# ---- losses, constraints, pairs
-
-
 @pytest.mark.parametrize("method", ["get_gradients", "get_updates"])
 @pytest.mark.parametrize(
     ("returned", "kind"),
@@ -1170,3 +1164,56 @@ def test_pairs_that_cannot_be_used_are_refused(pairs, exception, message):
     with pytest.raises(exception, match=message):
         opt.apply_gradients(pairs)
     assert state(opt) == state(RMSprop())
+
+
+def test_a_list_that_lies_about_its_length_is_read_as_it_is():
+    class Long(list):
+        def __len__(self):
+            return 2
+
+    w = np.ones(3)
+    opt = RMSprop()
+    opt.step([w, np.ones(2)], [np.ones(3), np.ones(2)])
+    before = w.copy()
+    with pytest.raises(ValueError, match=r"^grads has 1 entries, but params has 2"):
+        opt.step([w, np.ones(2)], Long([np.ones(3)]))
+    assert_same_bits(w, before)
+
+
+def test_a_parameter_that_overlaps_itself_is_refused():
+    w = np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))
+    with pytest.raises(ValueError, match=r"^params\[0\] overlaps itself"):
+        RMSprop().step([w], [np.ones(3)])
+    assert w[0] == 1
+
+
+def test_a_subclass_cannot_lie_about_its_shape():
+    class Small(np.ndarray):
+        def __array_function__(self, function, types, args, kwargs):
+            return (5,)
+
+    w = np.ones(5)
+    with pytest.raises(ValueError, match=r"^grads\[0\] has shape \(2,\)"):
+        RMSprop().step([w], [np.ones(2).view(Small)])
+    assert (w == 1).all()
+
+
+def test_gradients_of_another_number_are_refused_by_get_gradients():
+    opt = RMSprop(clipvalue=1.0)
+    with pytest.raises(ValueError, match=r"^loss returned 1 gradients, but params has 2"):
+        opt.get_gradients(lambda p: (0.0, [np.ones(1)]), [np.ones(1), np.ones(1)])
+
+
+def test_a_constraint_class_is_refused_before_anything_changes():
+    from rmsprop_c.constraints import NonNeg
+
+    w, opt = np.ones(2), RMSprop()
+    with pytest.raises(ValueError, match="NonNeg is a class; pass an instance"):
+        opt.get_updates([w], [NonNeg], lambda p: (0.0, [np.ones(2)]))
+    assert (w == 1).all()
+    assert opt.iterations == 0
+
+
+def test_what_is_no_mapping_is_not_deserialized():
+    with pytest.raises(ValueError, match="Improper config format"):
+        rmsprop_c.deserialize("rmsprop")

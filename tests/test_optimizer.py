@@ -52,9 +52,6 @@ def by_reference(params, grads, iterations=0, **options):
     return params, accumulators
 
 
-# ---- config
-
-
 def test_the_defaults_are_those_of_keras():
     assert RMSprop().get_config() == {"lr": 0.001, "rho": 0.9, "epsilon": 1e-8, "decay": 0.0}
     assert (RMSprop().clipnorm, RMSprop().clipvalue) == (None, None)
@@ -214,9 +211,6 @@ def test_repr_is_readable():
     assert repr(Doubled(lr=0.5)).startswith("Doubled(factor=2, lr=0.5, ")
 
 
-# ---- live hyper-parameters
-
-
 @pytest.mark.parametrize("way", ["step", "bound"])
 @pytest.mark.parametrize(
     "change",
@@ -297,9 +291,6 @@ def test_lr_after_decay_has_the_form_of_keras():
     opt.iterations = t
     opt.step([p], [np.ones(1)])
     assert -p[0] == lr * (1 / (1 + decay * t))
-
-
-# ---- clipping
 
 
 @pytest.mark.parametrize(
@@ -419,8 +410,6 @@ def test_clipped_gradients_are_the_very_ones_a_step_would_use(options, form):
         same(fused.weights, [g * g for g in found])
 
 
-# ---- copies
-
 COPIES = {
     **{
         f"pickle {protocol}": (lambda opt, p=protocol: pickle.loads(pickle.dumps(opt, p)))
@@ -498,9 +487,6 @@ def test_copies_have_hyperparameters_of_their_own():
     twin = copy.copy(opt)
     twin.lr, twin.iterations = 0.25, 9
     assert (opt.lr, opt.iterations) == (0.5, 0)
-
-
-# ---- state
 
 
 def test_there_are_no_weights_before_the_first_step():
@@ -702,9 +688,6 @@ def test_apply_gradients_passes_over_none():
     params = model()
     RMSprop().apply_gradients([(None, params[0]), (model(1)[1], params[1]), (None, params[2])])
     same(params, by_reference(model(), [[None, model(1)[1], None]])[0])
-
-
-# ---- losses
 
 
 class Counted:
@@ -1001,9 +984,6 @@ def test_without_autograd_the_error_names_the_extra(monkeypatch, remembered):
     assert opt.iterations == 1, "a pair needs no autograd"
 
 
-# ---- get_updates
-
-
 @pytest.mark.parametrize("decay", [0.0, 0.25])
 @pytest.mark.parametrize("form", ["list", "tuple", "dict"])
 def test_get_updates_returns_what_was_updated_in_the_order_of_keras(form, decay):
@@ -1101,9 +1081,6 @@ def test_a_constraint_applies_to_a_parameter_without_a_gradient_too():
     assert_same_bits(params[0], [-0.0, 1.0])
 
 
-# ---- subclasses
-
-
 def test_a_subclass_that_overrides_step_is_used_by_the_methods_of_keras():
     class Noted(RMSprop):
         steps = 0
@@ -1125,9 +1102,6 @@ def test_an_rmsprop_is_an_optimizer_with_attributes():
     assert isinstance(opt, Optimizer)
     opt.note = "mine"
     assert copy.deepcopy(opt).note == "mine"
-
-
-# ---- numbers from other projects' own tests
 
 
 @pytest.mark.parametrize("kind", ["pair", "scalar"])
@@ -1167,3 +1141,18 @@ def test_the_first_step_of_four_elements():
     RMSprop(lr=0.5, rho=0.9, epsilon=1e-8).step([w], [np.array([1.0, 6.0, 7.0, 2.0])])
     expected = [-0.581138780084, 0.418861178249, 1.418861177059, 2.418861194916]
     np.testing.assert_allclose(w, expected, rtol=0, atol=5e-13)
+
+
+def test_a_bound_step_of_a_0d_parameter_takes_a_numpy_scalar():
+    w, v = np.array(3.0), np.array(3.0)
+    RMSprop().bind(w, np.float64(2))()
+    RMSprop().step(v, np.array(2.0))
+    assert w == v
+
+
+def test_a_subclass_without_init_has_the_defaults():
+    class Mine(RMSprop):
+        def __init__(self):
+            pass
+
+    assert Mine().get_config() == RMSprop().get_config()

@@ -38,6 +38,14 @@ def model():
     return params, grads
 
 
+def in_threads(work, count):
+    workers = [threading.Thread(target=work) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def expected(params, grads, steps):
     params = [p.copy() for p in params]
     accumulators = [np.zeros_like(p) for p in params]
@@ -168,11 +176,7 @@ def test_steps_of_one_optimizer_from_many_threads_are_serialised(model):
         for _ in range(50):
             opt.step(params, grads)
 
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_threads(work, 4)
     assert opt.iterations == 200
     for found, want in zip(params, wanted, strict=True):
         assert_same_bits(found, want)
@@ -189,11 +193,7 @@ def test_staged_steps_from_many_threads_are_serialised(model):
         for _ in range(20):
             opt.step(strided, grads)
 
-    workers = [threading.Thread(target=work) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_threads(work, 3)
     for found, want in zip(strided, wanted, strict=True):
         assert_same_bits(found, want)
 
@@ -281,3 +281,80 @@ for worker in workers:
 print(torn)
 """
     assert python(code) == "0"
+
+
+def test_a_child_steps_although_its_parent_was_in_a_step_when_it_forked():
+    code = """
+import os, signal, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core
+_core.configure_minimums(unlocked=1)
+params = [np.zeros((300, 300), np.float32)[:, ::2], np.zeros(50_000)]
+grads = [np.ones((300, 150), np.float32), np.ones(50_000)]
+opt = RMSprop()
+stop = False
+
+def work():
+    while not stop:
+        opt.step(params, grads)
+
+workers = [threading.Thread(target=work) for _ in range(3)]
+for worker in workers:
+    worker.start()
+failed = 0
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)   # kills a child that hangs
+        before = opt.iterations
+        opt.step(params, grads)
+        whole = all(len(np.unique(w)) == 1 for w in opt.get_weights())
+        os._exit(0 if whole and opt.iterations == before + 1 else 1)
+    failed += os.waitpid(pid, 0)[1] != 0
+stop = True
+for worker in workers:
+    worker.join()
+print(failed)
+"""
+    assert python(code) == "0"
+
+
+def test_a_refused_thread_count_does_not_refuse_smaller_ones():
+    code = """
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+_core.configure_minimums(unlocked=1, team=1)
+p, g = np.ones(100_003, np.float32), np.ones(100_003, np.float32)
+opt = RMSprop(lr=0.5)
+for n in (1024, 2, 1024, 1):
+    set_num_threads(n)
+    opt.step([p], [g])
+print(len(np.unique(p)))
+"""
+    assert python(code, OMP_STACKSIZE="900000G") == "1"
+
+
+def test_a_list_may_change_while_a_long_step_runs(model):
+    params, grads = model
+    wanted = expected(params, grads, 300)
+    shared = list(grads)
+    opt = RMSprop()
+    before = _core.configure_minimums(unlocked=1)
+    done = threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            for i in range(len(shared)):
+                shared[i] = grads[i].copy()
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    try:
+        for _ in range(300):
+            opt.step(params, shared)
+    finally:
+        done.set()
+        other.join()
+        _core.configure_minimums(**before)
+    for found, want in zip(params, wanted, strict=True):
+        assert_same_bits(found, want)

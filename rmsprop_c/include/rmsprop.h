@@ -65,14 +65,20 @@ typedef struct {
  * 512-bit accesses cost up to 7 % in memory, the scalar head costs 15 elements at most. */
 #define RMSPROP_PEEL 16384
 
-/* The norm reads one stream, which the hardware does not fetch far enough ahead; asking for it 4
- * KiB early took 25M float32 on Sapphire Rapids from 0.29 to 0.23 ns an element and costs nothing
- * in cache. The update has three streams and gains nothing from it. */
+/* Both loops ask for memory some KiB ahead of the hardware. 25M elements on Sapphire Rapids: the
+ * norm from 0.29 to 0.23 ns an element in float32; the update from 0.70 to 0.67, in float64
+ * from 1.48 to 1.37, since while divisions fill the processor's window it sees few loads ahead.
+ * Nothing in cache. */
 #ifdef __GNUC__
-#define RMSPROP_PREFETCH(address) __builtin_prefetch((const char *)(address) + 4096)
+#define RMSPROP_PREFETCH(address, ahead) __builtin_prefetch((const char *)(address) + (ahead))
 #else
-#define RMSPROP_PREFETCH(address) ((void)0)
+#define RMSPROP_PREFETCH(address, ahead) ((void)0)
 #endif
+#define RMSPROP_AHEAD_UPDATE 2048
+#define RMSPROP_AHEAD_NORM 4096
+
+/* Elements of one turn of the loops: a cache line of float32, two of float64. */
+#define RMSPROP_TURN 16
 
 /* The lanes are scalars with names: gcc keeps an array in memory where a loop prefetches. */
 /* clang-format off */
@@ -166,6 +172,20 @@ static inline size_t rmsprop_block_count(size_t n)
 #endif
 #else /* the template, once per type and instruction set */
 
+/* One element. */
+RMSPROP_TARGET static inline void
+RMSPROP_NAME(rmsprop_element)(RMSPROP_REAL *p, const RMSPROP_REAL *g, RMSPROP_REAL *a,
+                              RMSPROP_REAL lr, RMSPROP_REAL rho, RMSPROP_REAL one_minus_rho,
+                              RMSPROP_REAL epsilon, RMSPROP_REAL scale, RMSPROP_REAL high)
+{
+    RMSPROP_REAL gi = *g * scale;
+    gi = gi < -high ? -high : gi; /* a NaN fails both comparisons and stays */
+    gi = gi > high ? high : gi;
+    const RMSPROP_REAL ai = rho * *a + one_minus_rho * (gi * gi);
+    *a = ai;
+    *p = *p - (lr * gi) / (RMSPROP_SQRT(ai) + epsilon);
+}
+
 /* Elements [begin, end) of p and a are updated in place; g is read. The three do not overlap. */
 RMSPROP_TARGET static inline void RMSPROP_NAME(rmsprop_range)(RMSPROP_REAL *restrict p,
                                                               const RMSPROP_REAL *restrict g,
@@ -179,15 +199,22 @@ RMSPROP_TARGET static inline void RMSPROP_NAME(rmsprop_range)(RMSPROP_REAL *rest
     const RMSPROP_REAL epsilon = (RMSPROP_REAL)scalars->epsilon;
     const RMSPROP_REAL scale = (RMSPROP_REAL)scalars->scale;
     const RMSPROP_REAL high = (RMSPROP_REAL)scalars->clipvalue;
-    const RMSPROP_REAL low = -high;
+    const size_t whole = end - (end - begin) % RMSPROP_TURN;
 
-    for (size_t i = begin; i < end; i++) {
-        RMSPROP_REAL gi = g[i] * scale;
-        gi = gi < low ? low : gi; /* a NaN fails both comparisons and stays */
-        gi = gi > high ? high : gi;
-        const RMSPROP_REAL ai = rho * a[i] + one_minus_rho * (gi * gi);
-        a[i] = ai;
-        p[i] = p[i] - (lr * gi) / (RMSPROP_SQRT(ai) + epsilon);
+    for (size_t i = begin; i < whole; i += RMSPROP_TURN) {
+        for (size_t line = 0; line < RMSPROP_TURN; line += 64 / sizeof *p) {
+            RMSPROP_PREFETCH(g + i + line, RMSPROP_AHEAD_UPDATE);
+            RMSPROP_PREFETCH(a + i + line, RMSPROP_AHEAD_UPDATE);
+            RMSPROP_PREFETCH(p + i + line, RMSPROP_AHEAD_UPDATE);
+        }
+        for (size_t j = i; j < i + RMSPROP_TURN; j++) {
+            RMSPROP_NAME(rmsprop_element)(p + j, g + j, a + j, lr, rho, one_minus_rho, epsilon,
+                                          scale, high);
+        }
+    }
+    for (size_t i = whole; i < end; i++) {
+        RMSPROP_NAME(rmsprop_element)(p + i, g + i, a + i, lr, rho, one_minus_rho, epsilon, scale,
+                                      high);
     }
 }
 
@@ -217,9 +244,8 @@ RMSPROP_TARGET static inline void RMSPROP_NAME(rmsprop_block_sums)(const RMSPROP
         double lane[RMSPROP_LANES];
         RMSPROP_EACH_LANE(RMSPROP_LANE_DECLARE)
         for (size_t i = 0; i < whole; i += RMSPROP_LANES) {
-            RMSPROP_PREFETCH(x + i);
-            if (sizeof *x * RMSPROP_LANES > 64) {
-                RMSPROP_PREFETCH(x + i + RMSPROP_LANES / 2);
+            for (size_t line = 0; line < RMSPROP_LANES; line += 64 / sizeof *x) {
+                RMSPROP_PREFETCH(x + i + line, RMSPROP_AHEAD_NORM);
             }
             RMSPROP_EACH_LANE(RMSPROP_LANE_ADD)
         }

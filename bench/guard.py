@@ -1,0 +1,95 @@
+"""Fails when the package has become a third slower, by ratios that hold on any machine.
+
+Each cell is a ratio of times within one process: ours to the machine's limit (the slower of memory
+traffic and divider), or ours to NumPy's update. guard.json holds the committed ratios. A cell fails
+if its ratio is more than a third above the committed one in each of five attempts: noise seldom
+repeats, a slower package does.
+
+    python bench/guard.py            # compare
+    python bench/guard.py --record   # measure new ratios for guard.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from limit import Limit
+from sweep import MLP, arrays, compare, repeated, stepper, with_threads
+from tqdm import tqdm
+from training import NumpyOut
+
+from rmsprop_c import _core, set_num_threads
+
+COMMITTED = Path(__file__).resolve().parent / "guard.json"
+SLOWER = 4 / 3
+ATTEMPTS = 5
+CELLS = {  # model, dtype, options, what ours is compared with
+    "784-512-10 float32 / limit": (MLP, "float32", {}, "limit"),
+    "784-512-10 float64 / limit": (MLP, "float64", {}, "limit"),
+    "200x1000 float32 / limit": ([(1000,)] * 200, "float32", {}, "limit"),
+    "1x10M float32 / limit": ([(10_000_000,)], "float32", {}, "limit"),
+    "784-512-10 float32, all clipping / limit": (
+        MLP,
+        "float32",
+        {"clipnorm": 1.0, "clipvalue": 0.1, "decay": 1e-4},
+        "limit",
+    ),
+    "1x10 float32 / NumPy": ([(10,)], "float32", {}, "numpy"),
+    "10x100 float32 / NumPy": ([(100,)] * 10, "float32", {}, "numpy"),
+}
+
+
+def measure(name, limit):
+    """The ratio of a cell: the smaller, the better."""
+    shapes, dtype, options, base = CELLS[name]
+    params, grads = arrays(shapes, dtype)
+    _, ours = stepper(params, grads, **options)
+    ours = with_threads(1, ours)
+    if base == "numpy":
+        theirs = NumpyOut(params)
+        found = compare({"base": repeated(lambda: theirs.step(params, grads)), "ours": ours}, 0.5)
+        return found["ours"]["ratio"]
+    accumulators = [np.ones_like(p) for p in params]
+    elements = sum(p.size for p in params)
+    found = compare(
+        {
+            "traffic": limit.traffic(params, grads, accumulators, 1),
+            "divider": limit.divider(dtype, elements, 1),
+            "ours": ours,
+        },
+        0.7,
+    )
+    slowest = max(found["traffic"]["median"], found["divider"]["median"])
+    return found["ours"]["median"] / slowest
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write guard.json")
+    record = parser.parse_args().record
+    limit = Limit({"avx2": 32, "avx512": 64}.get(_core.chosen_isa(), 16))
+    committed = {} if record else json.loads(COMMITTED.read_text())
+    found, failed = {}, []
+    for name in tqdm(CELLS, unit="cell"):
+        attempts = []
+        for _ in range(ATTEMPTS):
+            attempts.append(measure(name, limit))
+            if not record and attempts[-1] <= committed[name] * SLOWER:
+                break
+        found[name] = float(np.median(attempts)) if record else min(attempts)
+        if not record and found[name] > committed[name] * SLOWER:
+            failed.append(name)
+    set_num_threads(None)
+    for name, ratio in found.items():
+        verdict = "" if record else f"  committed {committed[name]:.3f}"
+        print(f"{name:42} {ratio:.3f}{verdict}{'  A THIRD SLOWER' if name in failed else ''}")
+    if record:
+        rounded = {name: round(ratio, 3) for name, ratio in found.items()}
+        COMMITTED.write_text(json.dumps(rounded, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

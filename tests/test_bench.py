@@ -1,0 +1,64 @@
+"""The benchmarks measure what they say."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmsprop_c import RMSprop
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bench_path():
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+
+
+def test_the_resnet_has_its_161_tensors_and_all_weights():
+    from compare import MODELS
+
+    shapes = MODELS["ResNet-50"]
+    assert len(shapes) == 161
+    assert sum(math.prod(shape) for shape in shapes) == 25_557_032
+
+
+@pytest.mark.parametrize("vector_bytes", [16, 32])
+def test_the_traffic_limit_loads_three_vectors_and_stores_two(vector_bytes):
+    from limit import Limit
+
+    found = Limit(vector_bytes).disassembly()
+    assert found["checked"], found
+    assert found["ok"], found
+
+
+def test_the_traffic_limit_leaves_the_arrays_as_they_are():
+    from limit import Limit
+
+    arrays = [[np.arange(5.0, 1005.0)] for _ in range(3)]
+    Limit(16).traffic(*arrays, 1)(3)
+    assert all((array == np.arange(5.0, 1005.0)).all() for (array,) in arrays)
+
+
+def test_the_numpy_rival_of_the_benchmarks_has_our_bits():
+    from training import NumpyOut
+
+    rng = np.random.default_rng(0)
+    p, g = (rng.standard_normal(1003).astype(np.float32) for _ in range(2))
+    q = p.copy()
+    rival, ours = NumpyOut([q]), RMSprop(lr=1e-5)
+    for _ in range(5):
+        rival.step([q], [g])
+        ours.step([p], [g])
+    assert p.tobytes() == q.tobytes()
+
+
+def test_the_guard_has_a_committed_ratio_for_each_cell():
+    from guard import CELLS, COMMITTED
+
+    assert set(json.loads(COMMITTED.read_text())) == set(CELLS)
