@@ -25,6 +25,7 @@ from libc.string cimport memcpy, memset
 
 import operator
 import os
+import sys
 
 import numpy as np
 
@@ -438,11 +439,22 @@ cdef object label(name, keys, Py_ssize_t position, bint bare):
     return f"{name}[{position if keys is None else keys[position]!r}]"
 
 
+cdef bint is_masked(x):
+    """Is it a masked array?
+
+    NumPy loads numpy.ma when it is first needed. Where it is not loaded there are none, and an
+    import in a step could wait for the import lock of a thread that a fork has left behind.
+    """
+    if type(x) is np.ndarray:
+        return False
+    return isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
+
+
 cdef object checked_array(x, name):
     """The array, as a plain ndarray; refuses what has no real float32 or float64 elements."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} is of type {type(x).__name__}, not a NumPy array")
-    if isinstance(x, np.ma.MaskedArray):
+    if is_masked(x):
         raise TypeError(f"{name} is a masked array, and a step would update masked elements too; "
                         "pass its .data, or a gradient's .filled(0)")
     x = np.asarray(x)
@@ -683,7 +695,8 @@ cdef class Plan:
         self.range_count = 0
         for i in range(self.count):
             if self.tensors[i].size > 0:
-                self.measure(&self.ranges[self.range_count], i, params, self.tensors[i].param, plain)
+                self.measure(&self.ranges[self.range_count], i, params, self.tensors[i].param,
+                             plain)
                 self.range_count += 1
         qsort(self.ranges, self.range_count, sizeof(Range), compare_ranges)
         for i in range(self.range_count):
@@ -1038,7 +1051,6 @@ cdef class Core:
         TypeError, ValueError
             If `params` can't be used, or differ from those the optimizer was built for.
         """
-        cdef Plan plan
         self.enter()
         try:
             self.hold()
