@@ -31,7 +31,8 @@ bench: bench/.venv/installed
 
 # All recorded figures anew, in about 40 minutes on an idle machine, and their pictures.
 results: bench/.venv/installed
-	bench/.venv/bin/python bench/compare.py --out bench/results/compare.json
+	bench/.venv/bin/python bench/compare.py --dtypes float32 --out bench/results/compare.json
+	bench/.venv/bin/python bench/compare.py --dtypes float64 --out bench/results/compare-float64.json
 	bench/.venv/bin/python bench/sweep.py --out bench/results/sweep.json
 	bench/.venv/bin/python bench/training.py --out bench/results/training.json
 	$(MAKE) plots

@@ -1,4 +1,4 @@
-"""Draws the recorded results: python bench/plot.py (or make plots) writes docs/*.svg.
+"""Draws the recorded results: make plots writes docs/*.svg and docs/comparison.md.
 
 The SVGs have no background and mid-tone colours: they can be read on light and on dark pages.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from compare import table
 from tqdm import tqdm
 
 mpl.use("svg")
@@ -83,7 +84,7 @@ def bandwidth():
     """Bytes moved per second over the size of one array, against the limits."""
     result = read("sweep")
     rows = [row for row in result["sizes"] if "ours" in row]
-    figure, axes = plt.subplots(figsize=(8, 4.2))
+    figure, axes = plt.subplots(figsize=(8, 4.6))
     for i, threads in enumerate(sorted({row["threads"] for row in rows})):
         here = [row for row in rows if row["threads"] == threads]
         n = np.array([row["n"] for row in here])
@@ -110,7 +111,7 @@ def bandwidth():
     axes.set_ylabel("GB/s read and written")
     axes.set_title(result["machine"]["processor"], color=GREY)
     axes.grid()
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     save(figure, "bandwidth")
 
 
@@ -161,10 +162,28 @@ def epoch():
     save(figure, "epoch")
 
 
+def comparison():
+    """All cells of the comparison as a page."""
+    text = ["# All cells of the comparison", ""]
+    for name in ("compare", "compare-float64"):
+        result = read(name)
+        versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+        text += [
+            f"{result['machine']['processor']}, {result['machine']['processors']} processors, "
+            f"{result['date']}, instruction set {result['package']['isa']}. {versions}.",
+            "",
+            "```",
+            table(result).strip("\n"),
+            "```",
+            "",
+        ]
+    (DOCS / "comparison.md").write_text("\n".join(text).rstrip() + "\n")
+
+
 def main():
     DOCS.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
-        for draw in tqdm((speedup, bandwidth, scaling, epoch), unit="picture"):
+        for draw in tqdm((speedup, bandwidth, scaling, epoch, comparison), unit="picture"):
             draw()
 
 
