@@ -35,6 +35,8 @@ results: bench/.venv/installed
 	bench/.venv/bin/python bench/compare.py --dtypes float64 --out bench/results/compare-float64.json
 	bench/.venv/bin/python bench/sweep.py --out bench/results/sweep.json
 	bench/.venv/bin/python bench/training.py --out bench/results/training.json
+	OPENBLAS_NUM_THREADS=1 bench/.venv/bin/python bench/training.py --models 1e7,3e7 \
+		--out bench/results/training-blas1.json
 	$(MAKE) plots
 
 plots: bench/.venv/installed
