@@ -12,7 +12,7 @@ True
 
 from pathlib import Path
 
-from . import constraints
+from . import constraints, schedules
 from ._version import __version__
 from .optimizer import Optimizer
 from .rmsprop import RMSprop, deserialize, get, serialize
@@ -28,6 +28,7 @@ __all__ = [
     "get",
     "get_include",
     "get_num_threads",
+    "schedules",
     "serialize",
     "set_num_threads",
 ]

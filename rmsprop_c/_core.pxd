@@ -13,6 +13,11 @@ cdef extern from "rmsprop.h" nogil:
         double epsilon
         double scale
         double clipvalue
+        double bias
+        double momentum
+        double lr_outside
+        double weight_decay
+        double ema_momentum
 
 
 cdef void update_f32(float* p, const float* g, float* a, size_t n,

@@ -33,6 +33,10 @@ cnp.import_array()
 
 cdef extern from *:
     """
+    /* -O3 is for the kernels. Here it makes the library a tenth larger and no step faster. */
+    #if defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC optimize("O2")
+    #endif
     #if defined(__clang__)
     #define RMSPROP_COMPILER "clang " __clang_version__
     #elif defined(__GNUC__)
@@ -64,19 +68,32 @@ cdef extern from *:
 
 cdef extern from "rmsprop.h" nogil:
     const size_t RMSPROP_BLOCK
+    const int RMSPROP_VARIANTS
+    const int RMSPROP_ADD, RMSPROP_DECAY, RMSPROP_DECAY_GRAD, RMSPROP_UPDATE, RMSPROP_FLUSH
+    const int RMSPROP_AVERAGE, RMSPROP_OVERWRITE, RMSPROP_ZERO_GRAD
+    ctypedef void (*rmsprop_kernel_f32)(float*, const float*, float*, float*, float*, size_t,
+                                        const rmsprop_scalars*) noexcept nogil
+    ctypedef void (*rmsprop_kernel_f64)(double*, const double*, double*, double*, double*, size_t,
+                                        const rmsprop_scalars*) noexcept nogil
     size_t rmsprop_block_count(size_t n)
 
 cdef extern from "_kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
         const char* name
-        void (*update_f32)(float*, const float*, float*, size_t,
-                           const rmsprop_scalars*) noexcept nogil
-        void (*update_f64)(double*, const double*, double*, size_t,
-                           const rmsprop_scalars*) noexcept nogil
+        rmsprop_kernel_f32 update_f32[12]
+        rmsprop_kernel_f64 update_f64[12]
+        void (*blocks_f32)(rmsprop_kernel_f32, int, float*, float*, float*, float*, float*, float*,
+                           float*, size_t, const rmsprop_scalars*) noexcept nogil
+        void (*blocks_f64)(rmsprop_kernel_f64, int, double*, double*, double*, double*, double*,
+                           double*, double*, size_t, const rmsprop_scalars*) noexcept nogil
         void (*block_sums_f32)(const float*, size_t, double*) noexcept nogil
         void (*block_sums_f64)(const double*, size_t, double*) noexcept nogil
+        bint (*finite_f32)(const float*, size_t, const rmsprop_scalars*) noexcept nogil
+        bint (*finite_f64)(const double*, size_t, const rmsprop_scalars*) noexcept nogil
         double (*learning_rate)(double, double, int64_t) noexcept nogil
-        double (*clip_scale)(double*, size_t, double) noexcept nogil
+        double (*gradient_scale)(double*, size_t, double, int64_t, bint) noexcept nogil
+        double (*power)(double, int64_t) noexcept nogil
+        double (*product)(double, double) noexcept nogil
     ctypedef struct rmsprop_fenv:
         pass
     const rmsprop_kernels* rmsprop_kernels_compiled(int)
@@ -99,6 +116,7 @@ cdef extern from "_threads.h" nogil:
     bint rmsprop_threads_available(int)
     bint rmsprop_threads_run(void (*)(void*) noexcept nogil, void*)
     double rmsprop_threads_clock()
+    void rmsprop_threads_flag(int*)
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
@@ -209,52 +227,104 @@ cdef int threads_for(int64_t elements, bint* fresh) noexcept:
     return <int>count
 
 
+# What a position keeps between steps, by the name that snapshots use. Each is made when an option
+# first needs it.
+cdef enum:
+    ACCUMULATOR        # running mean of the squared gradients
+    MOMENTUM
+    AVERAGE_GRADIENT   # running mean of the gradients: centered
+    MOVING_AVERAGE     # of the parameters: use_ema
+    GRADIENT_SUM       # of the calls since the latest update: gradient_accumulation_steps
+    SLOTS
+SLOT_NAMES = ("accumulator", "momentum", "average_gradient", "moving_average", "gradient_sum")
+
+
 ctypedef struct Tensor:
     char* param              # of this step: the user's buffer, or a staged copy
-    const char* grad         # NULL: this position sits out
-    char* accumulator
+    char* grad               # NULL: none; written by zero_grad only
+    bint active              # has a gradient to follow, its own or a sum
+    char* slots[SLOTS]       # NULL: not made yet
     cnp.npy_intp size        # elements
     cnp.npy_intp* shape      # of the accumulator, hence of the position
     int ndim
     int type                 # NPY_FLOAT32 or NPY_FLOAT64
     int itemsize
     int order                # flag of the accumulator's memory order
+    double lr_scale
+    bint decays              # takes part in weight decay
+    bint pending             # the sum of gradients holds some
+    double scale             # of the gradient, if clipped by its own norm
+    int nonfinite            # found so in this step
     int64_t start            # bytes before it in the flat range of this step
     int64_t stop
     size_t first_block       # block sums before it
     char* landing            # where a staged parameter goes back to; NULL: nowhere
     cnp.npy_intp* landing_strides
     bint landing_swapped
+    char* grad_landing       # what zero_grad clears of a staged gradient; NULL: nothing
+    cnp.npy_intp* grad_strides
     const char* checked_param    # pointers that passed the overlap check
     const char* checked_grad
 
-ctypedef struct Settings:    # rows of the table in optimizer.py, in its order
+ctypedef struct Settings:    # the rows of the table in optimizer.py that are numbers, in its order
     double lr
     double rho
     double epsilon
     double decay
     double clipnorm          # NaN: None
     double clipvalue         # NaN: None
+    double parameter_clipnorm    # NaN: None
+    double momentum
+    double nesterov          # 0 or 1, as all flags
+    double centered
+    double epsilon_in_sqrt
+    double initial_accumulator_value
+    double lr_in_momentum
+    double bias_correction
+    double maximize
+    double weight_decay
+    double decoupled_weight_decay
+    double use_ema
+    double ema_momentum
+    double ema_overwrite_frequency        # NaN: None
+    double gradient_accumulation_steps    # NaN: None
+    double nonfinite         # 0 propagate, 1 raise, 2 skip
+    double flush_subnormals
+    double zero_grad
 
 ctypedef struct Job:
-    const Tensor* tensors
+    Tensor* tensors
     Py_ssize_t count
-    Py_ssize_t active        # tensors with a gradient
+    Py_ssize_t active        # tensors with a gradient to follow
     int64_t elements
     int64_t bytes
     int64_t iterations
-    Settings settings
+    int64_t calls            # since the latest update, with this one
+    bint summing             # gradients are summed over calls
+    bint updates             # this call updates
+    bint each                # tensors differ in lr_scale, weight decay or scale
+    int variant
+    int passes
+    Settings settings        # as they were when the step began
     rmsprop_scalars scalars
     double* block_sums
     size_t blocks
+    int nonfinite
     int shares
+
+
+cdef inline void line_up_anew(Job* job) noexcept:
+    """Begin the flat range."""
+    job.active = job.elements = job.bytes = job.blocks = 0
 
 
 cdef inline void line_up(Tensor* t, Job* job) noexcept:
     """Append a tensor of this step to the flat range."""
     t.start = t.stop = job.bytes
     t.first_block = job.blocks
-    if t.grad != NULL:
+    t.nonfinite = 0
+    t.active = t.grad != NULL or (t.pending and job.updates)
+    if t.active:
         t.stop += t.size * t.itemsize
         job.bytes = t.stop
         job.blocks += rmsprop_block_count(t.size)
@@ -287,12 +357,19 @@ cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) n
         offset[0] = 0
 
 
+cdef inline char* at(char* buffer, cnp.npy_intp offset) noexcept nogil:
+    return NULL if buffer == NULL else buffer + offset
+
+
 cdef void update_share(const void* argument, int k) noexcept nogil:
     """Update what lies between the cuts k and k + 1."""
     cdef const Job* job = <const Job*>argument
     cdef Py_ssize_t first, last, i
     cdef cnp.npy_intp first_offset, last_offset, begin, end
     cdef const Tensor* t
+    cdef rmsprop_scalars own
+    cdef const rmsprop_scalars* scalars = &job.scalars
+    cdef int passes = job.passes
     cut(job, k, &first, &first_offset)
     cut(job, k + 1, &last, &last_offset)
     for i in range(first, last + 1 if last_offset > 0 else last):
@@ -301,37 +378,106 @@ cdef void update_share(const void* argument, int k) noexcept nogil:
         end = last_offset if i == last else <cnp.npy_intp>(t.stop - t.start)
         if end <= begin:
             continue
-        if t.type == cnp.NPY_FLOAT32:
-            kernels.update_f32(<float*>(t.param + begin), <const float*>(t.grad + begin),
-                               <float*>(t.accumulator + begin), (end - begin) // 4, &job.scalars)
+        if job.each:
+            own = job.scalars
+            own.learning_rate = kernels.product(own.learning_rate, t.lr_scale)
+            if job.settings.parameter_clipnorm > 0:
+                own.scale = t.scale
+            scalars = &own
+            passes = job.passes if t.decays else job.passes & ~(RMSPROP_DECAY | RMSPROP_DECAY_GRAD)
+        if passes == RMSPROP_UPDATE and not job.summing:
+            if t.type == cnp.NPY_FLOAT32:
+                kernels.update_f32[job.variant](
+                    <float*>(t.param + begin), <const float*>(t.grad + begin),
+                    <float*>(t.slots[ACCUMULATOR] + begin), <float*>at(t.slots[MOMENTUM], begin),
+                    <float*>at(t.slots[AVERAGE_GRADIENT], begin), (end - begin) // 4, scalars)
+            else:
+                kernels.update_f64[job.variant](
+                    <double*>(t.param + begin), <const double*>(t.grad + begin),
+                    <double*>(t.slots[ACCUMULATOR] + begin), <double*>at(t.slots[MOMENTUM], begin),
+                    <double*>at(t.slots[AVERAGE_GRADIENT], begin), (end - begin) // 8, scalars)
         else:
-            kernels.update_f64(<double*>(t.param + begin), <const double*>(t.grad + begin),
-                               <double*>(t.accumulator + begin), (end - begin) // 8, &job.scalars)
+            update_blocks(job, t, begin, end, passes, scalars)
+
+
+cdef void update_blocks(const Job* job, const Tensor* t, cnp.npy_intp begin, cnp.npy_intp end,
+                        int passes, const rmsprop_scalars* scalars) noexcept nogil:
+    """Do so many passes over the bytes [begin, end) of a tensor."""
+    cdef char* total = at(t.slots[GRADIENT_SUM], begin) if job.summing else NULL
+    if t.type == cnp.NPY_FLOAT32:
+        kernels.blocks_f32(
+            kernels.update_f32[job.variant], passes, <float*>(t.param + begin),
+            <float*>at(t.grad, begin), <float*>(t.slots[ACCUMULATOR] + begin),
+            <float*>at(t.slots[MOMENTUM], begin), <float*>at(t.slots[AVERAGE_GRADIENT], begin),
+            <float*>at(t.slots[MOVING_AVERAGE], begin), <float*>total, (end - begin) // 4, scalars)
+    else:
+        kernels.blocks_f64(
+            kernels.update_f64[job.variant], passes, <double*>(t.param + begin),
+            <double*>at(t.grad, begin), <double*>(t.slots[ACCUMULATOR] + begin),
+            <double*>at(t.slots[MOMENTUM], begin), <double*>at(t.slots[AVERAGE_GRADIENT], begin),
+            <double*>at(t.slots[MOVING_AVERAGE], begin), <double*>total, (end - begin) // 8,
+            scalars)
+
+
+cdef inline size_t block_range(const Job* job, const Tensor* t, int k, size_t* begin,
+                               size_t* end) noexcept nogil:
+    """The elements of a tensor whose blocks lie between k and k + 1 shares of them all."""
+    cdef size_t first = job.blocks * k // job.shares
+    cdef size_t last = job.blocks * (k + 1) // job.shares
+    cdef size_t blocks = rmsprop_block_count((t.stop - t.start) // t.itemsize)
+    begin[0] = end[0] = 0
+    if t.first_block < last and t.first_block + blocks > first:
+        begin[0] = first - t.first_block if first > t.first_block else 0
+        begin[0] *= RMSPROP_BLOCK
+        end[0] = min(min(last - t.first_block, blocks) * RMSPROP_BLOCK, <size_t>t.size)
+    return end[0] - begin[0]
 
 
 cdef void sum_share(const void* argument, int k) noexcept nogil:
-    """Sum the squares of the gradients' blocks between k and k + 1 shares of them all."""
+    """Sum the squares of the blocks of gradients, or of their sums, which are brought up to date.
+    """
     cdef const Job* job = <const Job*>argument
-    cdef size_t first = job.blocks * k // job.shares
-    cdef size_t last = job.blocks * (k + 1) // job.shares
-    cdef size_t begin, end, blocks
+    cdef size_t begin, end
     cdef Py_ssize_t i
     cdef const Tensor* t
+    cdef const char* grad
+    cdef double* sums
     for i in range(job.count):
         t = &job.tensors[i]
-        blocks = rmsprop_block_count((t.stop - t.start) // t.itemsize)
-        if t.first_block >= last or t.first_block + blocks <= first:
+        if block_range(job, t, k, &begin, &end) == 0:
             continue
-        begin = first - t.first_block if first > t.first_block else 0
-        end = min(last - t.first_block, blocks)
-        begin *= RMSPROP_BLOCK
-        end = min(end * RMSPROP_BLOCK, <size_t>t.size)
+        grad = t.grad
+        if job.summing:
+            update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
+            grad = t.slots[GRADIENT_SUM]
+        sums = job.block_sums + t.first_block + begin // RMSPROP_BLOCK
         if t.type == cnp.NPY_FLOAT32:
-            kernels.block_sums_f32(<const float*>t.grad + begin, end - begin,
-                                   job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
+            kernels.block_sums_f32(<const float*>grad + begin, end - begin, sums)
         else:
-            kernels.block_sums_f64(<const double*>t.grad + begin, end - begin,
-                                   job.block_sums + t.first_block + begin // RMSPROP_BLOCK)
+            kernels.block_sums_f64(<const double*>grad + begin, end - begin, sums)
+
+
+cdef void check_share(const void* argument, int k) noexcept nogil:
+    """Mark the tensors with a gradient whose square, after clipping, is not finite."""
+    cdef Job* job = <Job*>argument
+    cdef size_t begin, end
+    cdef Py_ssize_t i
+    cdef Tensor* t
+    cdef rmsprop_scalars own = job.scalars
+    cdef bint finite
+    for i in range(job.count):
+        t = &job.tensors[i]
+        if t.grad == NULL or block_range(job, t, k, &begin, &end) == 0:
+            continue
+        if job.settings.parameter_clipnorm > 0 and not job.summing:
+            own.scale = t.scale
+        if t.type == cnp.NPY_FLOAT32:
+            finite = kernels.finite_f32(<const float*>t.grad + begin, end - begin, &own)
+        else:
+            finite = kernels.finite_f64(<const double*>t.grad + begin, end - begin, &own)
+        if not finite:
+            rmsprop_threads_flag(&t.nonfinite)
+            rmsprop_threads_flag(&job.nonfinite)
 
 
 cdef void share_out(const Job* job, Share work) noexcept nogil:
@@ -345,42 +491,80 @@ cdef void share_out(const Job* job, Share work) noexcept nogil:
 cdef void perform(void* argument) noexcept nogil:
     """The whole step of a job, in the calling thread and, for more shares than one, in its team."""
     cdef Job* job = <Job*>argument
-    cdef Settings* settings = &job.settings
+    cdef const Settings* settings = &job.settings
     cdef rmsprop_scalars* scalars = &job.scalars
     cdef rmsprop_fenv found = rmsprop_fenv_enter()
     scalars.learning_rate = kernels.learning_rate(settings.lr, settings.decay, job.iterations)
     scalars.rho = settings.rho
     scalars.epsilon = settings.epsilon
     scalars.scale = 1.0
-    scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
-    if settings.clipnorm > 0:
-        share_out(job, sum_share)
-        scalars.scale = kernels.clip_scale(job.block_sums, job.blocks, settings.clipnorm)
-    share_out(job, update_share)
+    scalars.clipvalue = INFINITY
+    scalars.momentum = settings.momentum
+    scalars.lr_outside = settings.lr_in_momentum == 0
+    scalars.weight_decay = settings.weight_decay
+    scalars.ema_momentum = settings.ema_momentum if job.iterations > 0 else 0.0
+    scalars.bias = 0.0
+    if settings.bias_correction != 0:
+        scalars.bias = kernels.power(settings.rho, job.iterations + 1)
+    if settings.nonfinite != 0 and job.summing:
+        share_out(job, check_share)
+    if job.nonfinite == 0 and job.updates:
+        scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
+        scale_gradients(job)
+        if settings.nonfinite != 0 and not job.summing:
+            share_out(job, check_share)
+    if job.nonfinite == 0:
+        share_out(job, update_share)
     rmsprop_fenv_leave(found)
 
 
-cdef void land(const Tensor* t) noexcept nogil:
-    """Copy a staged parameter back to the user's array: any strides, alignment and byte order."""
+cdef void scale_gradients(Job* job) noexcept nogil:
+    """What gradients are multiplied by: for a mean, to be clipped by a norm, or to maximize."""
+    cdef const Settings* settings = &job.settings
+    cdef bint maximize = settings.maximize != 0
+    cdef Tensor* t
+    cdef Py_ssize_t i
+    if job.block_sums != NULL:
+        share_out(job, sum_share)
+        job.passes &= ~RMSPROP_ADD
+    if settings.parameter_clipnorm > 0:
+        for i in range(job.count):
+            t = &job.tensors[i]
+            t.scale = kernels.gradient_scale(
+                job.block_sums + t.first_block,
+                rmsprop_block_count((t.stop - t.start) // t.itemsize),
+                settings.parameter_clipnorm, job.calls, maximize)
+    elif job.block_sums != NULL or job.calls > 1 or maximize:
+        job.scalars.scale = kernels.gradient_scale(
+            job.block_sums, job.blocks, settings.clipnorm, job.calls, maximize)
+
+
+cdef void land(const Tensor* t, const char* source, char* target, const cnp.npy_intp* strides,
+               bint swapped) noexcept nogil:
+    """Copy a staged array back to the user's, of any strides, alignment and byte order.
+
+    Where the source is NULL, zeros.
+    """
     cdef cnp.npy_intp index[64]   # NPY_MAXDIMS of NumPy 2
-    cdef const char* source = t.param
-    cdef char* target = t.landing
     cdef int axis, j
     memset(index, 0, sizeof(index))
     for _ in range(t.size):
-        if t.landing_swapped:
-            for j in range(t.itemsize):
-                target[j] = source[t.itemsize - 1 - j]
+        if source == NULL:
+            memset(target, 0, t.itemsize)
         else:
-            memcpy(target, source, t.itemsize)
-        source += t.itemsize
+            if swapped:
+                for j in range(t.itemsize):
+                    target[j] = source[t.itemsize - 1 - j]
+            else:
+                memcpy(target, source, t.itemsize)
+            source += t.itemsize
         for j in range(t.ndim):
             axis = j if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else t.ndim - 1 - j
-            target += t.landing_strides[axis]
+            target += strides[axis]
             index[axis] += 1
             if index[axis] < t.shape[axis]:
                 break
-            target -= index[axis] * t.landing_strides[axis]
+            target -= index[axis] * strides[axis]
             index[axis] = 0
 
 
@@ -432,6 +616,15 @@ cdef bint share_memory(x, y):
         return True
 
 
+cdef bint overlaps_itself(cnp.ndarray x) noexcept:
+    """Does it have a stride of 0, as broadcasting makes them?"""
+    cdef int d
+    for d in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_STRIDE(x, d) == 0 and cnp.PyArray_DIM(x, d) > 1:
+            return cnp.PyArray_SIZE(x) > 0
+    return False
+
+
 cdef object label(name, keys, Py_ssize_t position, bint bare):
     """How errors call an array: params[2], params['W1'] or params."""
     if bare:
@@ -464,6 +657,7 @@ cdef object checked_array(x, name):
     return x
 
 
+@cython.auto_pickle(False)
 cdef class Plan:
     """The positions of one model: shape, dtype, memory order and accumulator of each.
 
@@ -476,34 +670,56 @@ cdef class Plan:
     """
 
     cdef readonly object keys
-    cdef readonly list accumulators
+    cdef readonly list slots     # of arrays by position, for each slot; None: not made yet
+    cdef int made                # bits of the slots that are
     cdef bint float32
     cdef int64_t elements        # of all positions
     cdef Tensor* tensors
     cdef Range* ranges           # of the parameters, by address
-    cdef Py_ssize_t count, range_count
-    cdef char* slab              # all accumulators lie in one buffer
-    cdef Py_ssize_t slab_size
+    cdef Range* grad_ranges      # of the gradients, where zero_grad needs them apart
+    cdef Py_ssize_t count, range_count, grad_range_count
+    cdef char* slabs[SLOTS]      # all arrays of a slot lie in one buffer
+    cdef Py_ssize_t slab_sizes[SLOTS]
     cdef double* block_sums
     cdef size_t block_capacity
     cdef list held               # staged copies of the step under way
+    cdef int kept                # bits of the slots that stay if the step under way is refused
+    cdef bint apart              # the gradients of the latest check were, as zero_grad needs them
 
     def __cinit__(self, arrays, keys):
-        cdef cnp.ndarray x, accumulator, slab
         cdef Tensor* t
-        cdef Py_ssize_t i, position, large = 65536
-        cdef list offsets = []
+        cdef Py_ssize_t i
         self.count = len(arrays)
         self.keys = keys
-        self.accumulators = []
+        self.slots = [None] * SLOTS
         self.tensors = <Tensor*>PyMem_Calloc(max(self.count, 1), sizeof(Tensor))
         self.ranges = <Range*>PyMem_Calloc(max(self.count, 1), sizeof(Range))
-        if self.tensors == NULL or self.ranges == NULL:
+        self.grad_ranges = <Range*>PyMem_Calloc(max(self.count, 1), sizeof(Range))
+        if self.tensors == NULL or self.ranges == NULL or self.grad_ranges == NULL:
             raise MemoryError()
-        position = 0
-        for x in arrays:
-            # An accumulator lies at the same place in its cache line as its parameter, a large one
-            # in its page: where a load meets the address of an earlier store modulo 4096, the
+        self.make(ACCUMULATOR, arrays)
+        for i, accumulator in enumerate(self.slots[ACCUMULATOR]):
+            t = &self.tensors[i]
+            t.size = cnp.PyArray_SIZE(accumulator)
+            self.elements += t.size
+            t.shape = cnp.PyArray_DIMS(accumulator)
+            t.ndim = cnp.PyArray_NDIM(accumulator)
+            t.type = cnp.PyArray_TYPE(accumulator)
+            t.itemsize = cnp.PyArray_ITEMSIZE(accumulator)
+            fortran = accumulator.flags.f_contiguous and not accumulator.flags.c_contiguous
+            t.order = cnp.NPY_ARRAY_F_CONTIGUOUS if fortran else cnp.NPY_ARRAY_C_CONTIGUOUS
+            t.lr_scale = 1
+            t.decays = True
+            self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
+
+    cdef int make(self, int slot, like) except -1:
+        """Make the arrays of a slot, like others, of zeros."""
+        cdef cnp.ndarray x, array, slab
+        cdef Py_ssize_t i, position = 0, large = 65536
+        cdef list offsets = [], made = []
+        for x in like:
+            # Each array lies at the same place in its cache line as its parameter, a large one in
+            # its page: where a load meets the address of an earlier store modulo 4096, the
             # processor waits for that store.
             position += (-position) & (x.itemsize - 1)
             position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & -x.itemsize & (
@@ -511,28 +727,56 @@ cdef class Plan:
             offsets.append(position)
             position += x.nbytes
         slab = np.zeros(position + 4095, np.uint8)
-        self.slab = cnp.PyArray_BYTES(slab)
-        self.slab_size = cnp.PyArray_NBYTES(slab)
-        position = -<Py_ssize_t>self.slab & 4095
-        for i, x in enumerate(arrays):
+        position = -<Py_ssize_t>cnp.PyArray_BYTES(slab) & 4095
+        for i, x in enumerate(like):
             fortran = x.flags.f_contiguous and not x.flags.c_contiguous
-            accumulator = slab[position + offsets[i]:position + offsets[i] + x.nbytes].view(
-                x.dtype.newbyteorder("=")).reshape(np.shape(x), order="F" if fortran else "C")
-            self.accumulators.append(accumulator)
-            t = &self.tensors[i]
-            t.accumulator = cnp.PyArray_BYTES(accumulator)
-            t.size = cnp.PyArray_SIZE(accumulator)
-            self.elements += t.size
-            t.shape = cnp.PyArray_DIMS(accumulator)
-            t.ndim = cnp.PyArray_NDIM(accumulator)
-            t.type = cnp.PyArray_TYPE(accumulator)
-            t.itemsize = cnp.PyArray_ITEMSIZE(accumulator)
-            t.order = cnp.NPY_ARRAY_F_CONTIGUOUS if fortran else cnp.NPY_ARRAY_C_CONTIGUOUS
-            self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
+            made.append(slab[position + offsets[i]:position + offsets[i] + x.nbytes].view(
+                x.dtype.newbyteorder("=")).reshape(np.shape(x), order="F" if fortran else "C"))
+        for i, array in enumerate(made):
+            self.tensors[i].slots[slot] = cnp.PyArray_BYTES(array)
+        self.slabs[slot] = cnp.PyArray_BYTES(slab)
+        self.slab_sizes[slot] = cnp.PyArray_NBYTES(slab)
+        self.slots[slot] = made
+        self.made |= 1 << slot
+        return 0
+
+    cdef void drop(self) noexcept:
+        """Forget the slots that a refused step has made."""
+        cdef int slot
+        cdef Py_ssize_t i
+        for slot in range(SLOTS):
+            if self.made & ~self.kept & 1 << slot:
+                self.slots[slot] = None
+                self.slabs[slot] = NULL
+                self.slab_sizes[slot] = 0
+                for i in range(self.count):
+                    self.tensors[i].slots[slot] = NULL
+        self.made = self.kept
+
+    cdef int fill(self, int slot, list values) except -1:
+        """Set the arrays of a slot."""
+        cdef Py_ssize_t i
+        cdef list own = self.slots[slot]
+        for i in range(self.count):
+            own[i][...] = values[i]
+        return 0
+
+    cdef int make_needed(self, int needed, params) except -1:
+        """Make the slots that are needed and not there; averages start at the parameters."""
+        cdef int slot
+        cdef list arrays
+        for slot in range(SLOTS):
+            if needed & ~self.made & 1 << slot:
+                arrays = self.fitting(self.positions(params, "params"), params)
+                self.make(slot, self.slots[ACCUMULATOR])
+                if slot == MOVING_AVERAGE:
+                    self.fill(slot, arrays)
+        return 0
 
     def __dealloc__(self):
         PyMem_Free(self.tensors)
         PyMem_Free(self.ranges)
+        PyMem_Free(self.grad_ranges)
         PyMem_Free(self.block_sums)
 
     cdef object name(self, which, Py_ssize_t i, container):
@@ -548,17 +792,20 @@ cdef class Plan:
         cdef void** grads = rmsprop_items(list_or_tuple_grads)
         cdef Tensor* t
         cdef Py_ssize_t i
+        cdef int grad_flags = cnp.NPY_ARRAY_ALIGNED
+        if job.passes & RMSPROP_ZERO_GRAD:
+            grad_flags |= cnp.NPY_ARRAY_WRITEABLE
         for i in range(self.count):
             t = &self.tensors[i]
             if not is_plain(params[i], t,
                             t.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
                 return False
             t.param = rmsprop_data(params[i])
-            t.landing = NULL
+            t.landing = t.grad_landing = NULL
             if grads[i] == <void*>None:
                 t.grad = NULL
-            elif is_plain(grads[i], t, t.order | cnp.NPY_ARRAY_ALIGNED):
-                t.grad = rmsprop_data(grads[i]) if t.size > 0 else t.accumulator
+            elif is_plain(grads[i], t, t.order | grad_flags):
+                t.grad = rmsprop_data(grads[i]) if t.size > 0 else t.slots[ACCUMULATOR]
             else:
                 return False
             checked[0] = (checked[0] and t.param == t.checked_param
@@ -572,7 +819,7 @@ cdef class Plan:
         for i in range(self.count):
             name = self.name("params", i, outer_params)
             p = checked_array(params[i], name)
-            accumulator = self.accumulators[i]
+            accumulator = self.slots[ACCUMULATOR][i]
             if p.dtype.newbyteorder("=") != accumulator.dtype:
                 raise TypeError(f"{name} has dtype {p.dtype}, but the optimizer was built for "
                                 f"{accumulator.dtype}; use another optimizer, or reset() this one")
@@ -596,20 +843,22 @@ cdef class Plan:
             if not p.flags.writeable:
                 raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
                                  "writeable array or a copy")
-            if any([cnp.PyArray_STRIDE(p, d) == 0 and cnp.PyArray_DIM(p, d) > 1
-                    for d in range(cnp.PyArray_NDIM(p))]):
+            if overlaps_itself(p):
                 raise ValueError(f"{name} overlaps itself: it has a stride of 0; pass a copy")
         for i in range(self.count):
             t = &self.tensors[i]
             p = arrays[i]
             t.param = cnp.PyArray_BYTES(p)
-            t.landing = NULL
+            t.landing = t.grad_landing = NULL
             t.grad = NULL
             if grads[i] is not None:
                 name = self.name("grads", i, outer_grads)
+                if isinstance(grads[i], np.generic) and job.passes & RMSPROP_ZERO_GRAD:
+                    raise TypeError(f"{name} is a NumPy scalar, which zero_grad can't clear; pass "
+                                    "a 0-d array")
                 g = checked_array(np.asarray(grads[i]) if isinstance(grads[i], np.generic)
                                   else grads[i], name)
-                if g.dtype.newbyteorder("=") != self.accumulators[i].dtype:
+                if g.dtype.newbyteorder("=") != self.slots[ACCUMULATOR][i].dtype:
                     raise TypeError(f"{name} has dtype {g.dtype}, but "
                                     f"{self.name('params', i, outer_params)} has dtype {p.dtype}; "
                                     f"convert it with astype(np.{p.dtype.newbyteorder('=')})")
@@ -617,8 +866,16 @@ cdef class Plan:
                     raise ValueError(f"{name} has shape {(<object>g).shape}, but "
                                      f"{self.name('params', i, outer_params)} has shape "
                                      f"{(<object>p).shape}")
-                g = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
-                t.grad = cnp.PyArray_BYTES(g) if t.size > 0 else t.accumulator
+                staged = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
+                t.grad = cnp.PyArray_BYTES(staged) if t.size > 0 else t.slots[ACCUMULATOR]
+                if job.passes & RMSPROP_ZERO_GRAD:
+                    if not g.flags.writeable or overlaps_itself(g):
+                        raise ValueError(f"{name} is read-only or overlaps itself, and zero_grad "
+                                         "clears it in place; pass a copy")
+                    if staged is not g:
+                        t.grad_landing = cnp.PyArray_BYTES(g)
+                        t.grad_strides = cnp.PyArray_STRIDES(g)
+            if t.grad != NULL or (t.pending and job.updates):
                 staged = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
                 if staged is not p:
                     t.param = cnp.PyArray_BYTES(staged)
@@ -636,9 +893,11 @@ cdef class Plan:
         self.held.append(x)
         return x
 
-    cdef int check_overlap(self, params, grads, outer_params, outer_grads,
-                           bint plain) except -1:
+    cdef int check_overlap(self, params, grads, outer_params, outer_grads, bint plain,
+                           bint zero_grad) except -1:
         """Refuse parameters that share memory with each other or with a gradient.
+
+        Gradients that zero_grad clears must not share any among each other either.
 
         Gradients are new arrays in most steps, parameters are not: these are sorted by address only
         when one of them has moved, and then each new gradient is looked up among them. Where arrays
@@ -646,6 +905,7 @@ cdef class Plan:
         """
         cdef Py_ssize_t i, low, high, middle
         cdef Tensor* t
+        cdef int slot
         cdef bint moved = not plain
         cdef Range r
         for i in range(self.count):
@@ -653,10 +913,15 @@ cdef class Plan:
         if moved:
             for i in range(self.count):   # a refusal below must not leave what was checked before
                 self.tensors[i].checked_param = self.tensors[i].checked_grad = NULL
-            self.sort_ranges(params, plain)
+            self.range_count = self.sort_ranges(self.ranges, params, False, plain)
             for i in range(1, self.range_count):
-                self.check_range(&self.ranges[i], i, "params", params, params,
-                                 outer_params, outer_params, plain)
+                self.check_range(&self.ranges[i], "params", params, outer_params,
+                                 self.ranges, i, "params", params, outer_params, plain)
+        if zero_grad:
+            self.grad_range_count = self.sort_ranges(self.grad_ranges, grads, True, plain)
+            for i in range(1, self.grad_range_count):
+                self.check_range(&self.grad_ranges[i], "grads", grads, outer_grads,
+                                 self.grad_ranges, i, "grads", grads, outer_grads, plain)
         for i in range(self.count):
             t = &self.tensors[i]
             if t.grad == NULL or t.size == 0 or (t.grad == t.checked_grad and not moved):
@@ -669,14 +934,17 @@ cdef class Plan:
                     low = middle + 1
                 else:
                     high = middle
-            self.check_range(&r, low, "grads", grads, params, outer_grads, outer_params, plain)
-            if r.low < self.slab + self.slab_size and r.high > self.slab:
-                raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
-                                 "optimizer's weights; pass a copy")
+            self.check_range(&r, "grads", grads, outer_grads,
+                             self.ranges, low, "params", params, outer_params, plain)
+            for slot in range(SLOTS):
+                if r.low < self.slabs[slot] + self.slab_sizes[slot] and r.high > self.slabs[slot]:
+                    raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
+                                     "optimizer's weights; pass a copy")
         for i in range(self.count):
             t = &self.tensors[i]
             t.checked_param = t.param if plain else NULL
             t.checked_grad = t.grad if plain else NULL
+        self.apart = zero_grad
         return 0
 
     cdef int measure(self, Range* r, Py_ssize_t i, arrays, const char* data, bint plain) except -1:
@@ -689,31 +957,33 @@ cdef class Plan:
             span(np.asarray(arrays[i]), &r.low, &r.high)
         return 0
 
-    cdef int sort_ranges(self, params, bint plain) except -1:
-        cdef Py_ssize_t i
+    cdef Py_ssize_t sort_ranges(self, Range* ranges, arrays, bint grads, bint plain) except -1:
+        """Fill in the ranges of the parameters, or of the gradients, by address; how many."""
+        cdef Py_ssize_t i, count = 0
         cdef const char* reach = NULL
-        self.range_count = 0
+        cdef Tensor* t
         for i in range(self.count):
-            if self.tensors[i].size > 0:
-                self.measure(&self.ranges[self.range_count], i, params, self.tensors[i].param,
-                             plain)
-                self.range_count += 1
-        qsort(self.ranges, self.range_count, sizeof(Range), compare_ranges)
-        for i in range(self.range_count):
-            reach = max(reach, self.ranges[i].high)
-            self.ranges[i].reach = reach
-        return 0
+            t = &self.tensors[i]
+            if t.size > 0 and not (grads and t.grad == NULL):
+                self.measure(&ranges[count], i, arrays, t.grad if grads else t.param, plain)
+                count += 1
+        qsort(ranges, count, sizeof(Range), compare_ranges)
+        for i in range(count):
+            reach = max(reach, ranges[i].high)
+            ranges[i].reach = reach
+        return count
 
-    cdef int check_range(self, const Range* r, Py_ssize_t before, which, arrays, params,
-                         outer, outer_params, bint plain) except -1:
-        """Refuse a range that shares memory with one of the first `before` parameters there."""
-        while before > 0 and self.ranges[before - 1].reach > r.low:
+    cdef int check_range(self, const Range* r, which, arrays, outer, const Range* others,
+                         Py_ssize_t before, other_which, other_arrays, other_outer,
+                         bint plain) except -1:
+        """Refuse a range that shares memory with one of the first `before` of the others."""
+        while before > 0 and others[before - 1].reach > r.low:
             before -= 1
-            if self.ranges[before].high > r.low and (plain or share_memory(
-                    arrays[r.position], params[self.ranges[before].position])):
-                other = self.ranges[before].position
-                raise ValueError(f"{self.name(which, r.position, outer)} shares memory with "
-                                 f"{self.name('params', other, outer_params)}; pass a copy")
+            if others[before].high > r.low and (plain or share_memory(
+                    arrays[r.position], other_arrays[others[before].position])):
+                raise ValueError(
+                    f"{self.name(which, r.position, outer)} shares memory with "
+                    f"{self.name(other_which, others[before].position, other_outer)}; pass a copy")
         return 0
 
     cdef object positions(self, container, which):
@@ -759,8 +1029,9 @@ cdef class Plan:
         return 0
 
 
-cdef Plan new_plan(params):
-    """The plan of a model that is seen for the first time."""
+cdef Plan new_plan(params, double start):
+    """The plan of a model that is seen for the first time, with accumulators that start there."""
+    cdef Plan plan
     if isinstance(params, dict):
         keys, arrays = tuple(params), list(params.values())
     elif isinstance(params, (list, tuple)):
@@ -770,8 +1041,12 @@ cdef Plan new_plan(params):
     else:
         raise TypeError(f"params is of type {type(params).__name__}; pass a list or tuple of "
                         "arrays, a dict of arrays, or one array")
-    return Plan([checked_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
+    plan = Plan([checked_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
                  for i, x in enumerate(arrays)], keys)
+    if start != 0:
+        for accumulator in plan.slots[ACCUMULATOR]:
+            accumulator[...] = start
+    return plan
 
 
 def checked_iterations(value, name):
@@ -787,6 +1062,7 @@ def checked_iterations(value, name):
     return count
 
 
+@cython.auto_pickle(False)
 cdef class Bound:
     """A step on fixed arrays: calling it is ``optimizer.step(params, grads)``."""
 
@@ -803,7 +1079,18 @@ cdef class Core:
     """Hyper-parameters and state in C, and the step that uses them: base of ``Optimizer``."""
 
     cdef Settings settings
+    cdef object schedule         # a callable that gives lr, or None
+    cdef object lr_scale         # tuple, dict or None
+    cdef tuple excluded          # positions or keys without weight decay
+    cdef int variant             # of the kernel, and
+    cdef int needed              # bits of slots, and
+    cdef int passes              # around it, as the settings want them
+    cdef bint each
+    cdef Plan resolved           # the plan whose positions know lr_scale and excluded
     cdef int64_t steps
+    cdef int64_t calls           # since the latest update: gradient_accumulation_steps
+    cdef readonly int64_t skipped_steps
+    cdef readonly bint _suspended    # no steps: parameters are replaced by their averages
     cdef Plan plan               # None before the first step
     cdef bint busy               # under the GIL: a step, or an access to the state, is under way
     cdef bint locked             # it has released the GIL, or may, and holds the lock
@@ -815,7 +1102,7 @@ cdef class Core:
     cdef double pace[2]          # seconds per element of the latest ones, alone and in a team
 
     def __cinit__(self, *args, **kwargs):
-        self.settings.clipnorm = self.settings.clipvalue = NAN
+        self.excluded = ()
         self.next_trial, self.gap = trial_steps + trial_gap, trial_gap
         self.forks = rmsprop_threads_forks()
         self.lock = PyThread_allocate_lock()
@@ -836,6 +1123,7 @@ cdef class Core:
                 raise MemoryError()
             self.lock = fresh_lock   # the old one may be held for ever: it is not freed
             self.locked = self.busy = False
+            self.tidy()              # of a step that was being prepared in the parent
             self.forks = rmsprop_threads_forks()
         while self.busy:
             if self.owner == PyThread_get_thread_ident():
@@ -853,28 +1141,123 @@ cdef class Core:
             PyThread_acquire_lock(self.lock, WAIT_LOCK)
             self.locked = True
 
-    cdef void leave(self) noexcept:
+    cdef void tidy(self) noexcept:
+        """Forget what a step that was not made has left."""
         if self.plan is not None:
             self.plan.held = None
+            if self.plan.kept == 0:
+                self.plan = None
+            elif self.plan.kept != self.plan.made:
+                self.plan.drop()
+
+    cdef void leave(self) noexcept:
+        self.tidy()
         if self.locked:
             self.locked = False
             PyThread_release_lock(self.lock)
         self.busy = False
 
-    cdef Plan attach(self, params, grads, Job* job):
-        """Check everything that a step needs; afterwards nothing can fail."""
-        cdef Plan plan = self.plan
-        cdef bint plain = False, checked = True
-        if plan is None:
+    cdef void derive(self) noexcept:
+        """What the settings mean for the kernels."""
+        cdef Settings* settings = &self.settings
+        self.variant = (6 * <int>settings.centered + <int>settings.epsilon_in_sqrt + (
+            0 if settings.momentum == 0 else 4 if settings.nesterov != 0 else 2))
+        self.needed = 1 << ACCUMULATOR
+        self.passes = 0
+        if settings.momentum > 0:
+            self.needed |= 1 << MOMENTUM
+        if settings.centered != 0:
+            self.needed |= 1 << AVERAGE_GRADIENT
+        if settings.use_ema != 0:
+            self.needed |= 1 << MOVING_AVERAGE
+            self.passes |= RMSPROP_AVERAGE
+        if settings.gradient_accumulation_steps > 1:
+            self.needed |= 1 << GRADIENT_SUM
+        if settings.weight_decay > 0:
+            self.passes |= (RMSPROP_DECAY if settings.decoupled_weight_decay != 0
+                            else RMSPROP_DECAY_GRAD)
+        if settings.flush_subnormals != 0:
+            self.passes |= RMSPROP_FLUSH
+        if settings.zero_grad != 0:
+            self.passes |= RMSPROP_ZERO_GRAD
+        self.each = self.lr_scale is not None or settings.parameter_clipnorm > 0 or (
+            settings.weight_decay > 0 and len(self.excluded) > 0)
+
+    cdef inline int64_t cycle(self) noexcept:
+        """How many calls make an update."""
+        if self.settings.gradient_accumulation_steps > 1:   # not for NaN: None
+            return <int64_t>self.settings.gradient_accumulation_steps
+        return 1
+
+    cdef int prepare(self, params, Job* job) except -1:
+        """What a call does, before its arrays are looked at; Python code may run."""
+        cdef Settings* settings = &self.settings
+        cdef int64_t cycle
+        if self.plan is None:
             self.hold()
-            plan = new_plan(params)
+            self.plan = new_plan(params, settings.initial_accumulator_value)
+        if self.schedule is not None and self.calls + 1 >= self.cycle():
+            self.hold()
+            settings.lr = self._lr_at(self._calls())
+        if self.resolved is not self.plan:
+            self.hold()
+            self.resolve(self.plan)
+        while self.needed & ~self.plan.made:   # another thread may switch an option on meanwhile
+            self.hold()
+            self.plan.make_needed(self.needed, params)
+        # From here to the end no Python code runs: what is read of the settings fits together.
+        cycle = self.cycle()
+        line_up_anew(job)
+        job.block_sums = NULL
+        job.nonfinite = 0
+        job.settings = settings[0]
+        job.iterations = self.steps
+        job.calls = self.calls + 1
+        job.summing = cycle > 1 or self.calls > 0
+        job.updates = job.calls >= cycle
+        job.variant = self.variant
+        job.each = self.each
+        job.passes = self.passes
+        if job.summing:
+            job.passes |= RMSPROP_ADD
+        if job.updates:
+            job.passes |= RMSPROP_UPDATE
+        else:
+            job.passes &= RMSPROP_ADD | RMSPROP_AVERAGE | RMSPROP_ZERO_GRAD
+        if settings.use_ema != 0 and settings.ema_overwrite_frequency >= 1 and (
+                (self.steps + 1) % <int64_t>settings.ema_overwrite_frequency == 0):
+            job.passes |= RMSPROP_OVERWRITE
+        return 0
+
+    cdef int resolve(self, Plan plan) except -1:
+        """Give each position its factor of the learning rate and its part in weight decay."""
+        cdef Py_ssize_t i
+        cdef list factors, decays
+        factors, decays = self._by_position(
+            list(range(plan.count)) if plan.keys is None else list(plan.keys), plan.keys is None)
+        for i in range(plan.count):
+            plan.tensors[i].lr_scale = factors[i]
+            plan.tensors[i].decays = decays[i]
+        self.resolved = plan
+        return 0
+
+    cdef int attach(self, params, grads, Job* job) except -1:
+        """Check everything that a step needs; afterwards nothing can fail."""
+        cdef Plan plan
+        cdef const Settings* settings = &job.settings
+        cdef bint plain = False, checked = True
+        cdef double smallest
+        if self._suspended:
+            raise RuntimeError("a step inside averaged() would be lost at its end")
+        self.prepare(params, job)
+        plan = self.plan
         if (type(params) is list or type(params) is tuple) and plan.keys is None and (
                 type(grads) is list or type(grads) is tuple) and (
                 rmsprop_size(params) == plan.count and rmsprop_size(grads) == plan.count):
             param_list, grad_list = params, grads
         else:
             if isinstance(params, np.ndarray) and isinstance(grads, np.generic):
-                grads = np.asarray(grads)
+                grads = np.asarray(grads) if settings.zero_grad == 0 else grads
             if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
                 raise TypeError(f"params is of type {type(params).__name__}, but grads is of type "
                                 f"{type(grads).__name__}")
@@ -882,31 +1265,32 @@ cdef class Core:
             grad_list = plan.positions(grads, "grads")
         if plan.elements >= unlocked_minimum:   # another thread may change the lists meanwhile
             param_list, grad_list = tuple(param_list), tuple(grad_list)
-        memset(job, 0, sizeof(Job))
         plain = plan.attach_plain(param_list, grad_list, job, &checked)
         if not plain:
             self.hold()
             param_list, grad_list = tuple(param_list), tuple(grad_list)
-            memset(job, 0, sizeof(Job))
+            line_up_anew(job)
             plan.attach_any(param_list, grad_list, params, grads, job)
-        if not plain or not checked:
-            plan.check_overlap(param_list, grad_list, params, grads, plain)
+        if not plain or not checked or (settings.zero_grad != 0 and not plan.apart):
+            plan.check_overlap(param_list, grad_list, params, grads, plain,
+                               settings.zero_grad != 0)
         if job.active == 0:
             raise ValueError("all gradients are None: there is nothing to do" if plan.count
                              else "params is empty: there is nothing to do")
-        if plan.float32 and 0 < self.settings.epsilon <= 2.0 ** -150:
-            raise ValueError(f"epsilon={self.settings.epsilon!r} rounds to 0 in float32; use at "
+        smallest = settings.epsilon
+        if settings.bias_correction != 0:   # it makes a smaller one of it: see rmsprop_round
+            smallest *= 1 - settings.rho
+        if plan.float32 and settings.epsilon > 0 and smallest <= 2.0 ** -150:
+            raise ValueError(f"epsilon={settings.epsilon!r} rounds to 0 in float32; use at "
                              "least 1e-45, or 0 itself")
         job.tensors = plan.tensors
         job.count = plan.count
-        job.settings = self.settings
-        job.iterations = self.steps
-        if self.settings.clipnorm > 0:
+        if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
             plan.allocate_block_sums(job.blocks)
             job.block_sums = plan.block_sums
         if plan.held is None and plan.elements >= unlocked_minimum:
             plan.held = [param_list, grad_list]
-        return plan
+        return 0
 
     cdef int advance(self, params, grads) except -1:
         """One step: all of it, or an exception and none."""
@@ -914,7 +1298,7 @@ cdef class Core:
         cdef bint fresh = False
         self.enter()
         try:
-            self.plan = self.attach(params, grads, &job)
+            self.attach(params, grads, &job)
             job.shares = threads_for(job.elements, &fresh)
             if job.elements < unlocked_minimum and job.shares == 1:
                 self.finish(&job, False)
@@ -924,9 +1308,23 @@ cdef class Core:
                     rmsprop_threads_enter()
                     self.finish(&job, fresh)
                     rmsprop_threads_leave()
+            if job.nonfinite:
+                self.refuse_nonfinite(grads)
         finally:
             self.leave()
         return 0
+
+    cdef int refuse_nonfinite(self, grads) except -1:
+        """Count a step that was skipped, or raise for the gradient that was to blame."""
+        cdef Py_ssize_t i, found = -1
+        for i in range(self.plan.count):
+            if self.plan.tensors[i].nonfinite and found < 0:
+                found = i
+        if self.settings.nonfinite == 2:
+            self.skipped_steps += 1
+            return 0
+        raise ValueError(f"{self.plan.name('grads', found, grads)} holds NaN, infinity or a number "
+                         "whose square overflows; nothing was changed")
 
     cdef void perform_fresh(self, Job* job) noexcept nogil:
         """Perform a long step, alone or in a team of its own: as has proved faster in this program.
@@ -958,14 +1356,25 @@ cdef class Core:
 
     cdef void finish(self, Job* job, bint fresh) noexcept nogil:
         cdef Py_ssize_t i
+        cdef Tensor* t
         if fresh and job.shares > 1:
             self.perform_fresh(job)
         else:
             perform(job)
+        if job.nonfinite:
+            return
+        self.plan.kept = self.plan.made
         for i in range(job.count):
-            if job.tensors[i].landing != NULL:
-                land(&job.tensors[i])
-        self.steps += 1
+            t = &job.tensors[i]
+            if t.landing != NULL:
+                land(t, t.param, t.landing, t.landing_strides, t.landing_swapped)
+            if t.grad_landing != NULL:
+                land(t, NULL, t.grad_landing, t.grad_strides, False)
+            if job.summing:
+                t.pending = not job.updates and (t.pending or t.grad != NULL)
+        self.calls = 0 if job.updates else job.calls
+        if job.updates:
+            self.steps += 1
 
     def step(self, params, grads):
         """Update `params` in place by one step of RMSprop along `grads`.
@@ -1028,7 +1437,8 @@ cdef class Core:
         cdef Bound bound = Bound.__new__(Bound)
         self.enter()
         try:
-            self.plan = self.attach(params, grads, &job)
+            self.attach(params, grads, &job)
+            self.plan.kept = self.plan.made
         finally:
             self.leave()
         bound.optimizer = self
@@ -1055,17 +1465,19 @@ cdef class Core:
         try:
             self.hold()
             if self.plan is None:
-                self.plan = new_plan(params)
+                self.plan = new_plan(params, self.settings.initial_accumulator_value)
             else:
                 self.plan.fitting(self.plan.positions(params, "params"), params)
+            self.plan.make_needed(self.needed, params)
+            self.plan.kept = self.plan.made
         finally:
             self.leave()
 
     def reset(self):
-        """Forget the accumulators and set `iterations` to 0."""
+        """Forget the accumulators and all other state, and set `iterations` to 0."""
         self.enter()
         self.plan = None
-        self.steps = 0
+        self.steps = self.calls = self.skipped_steps = 0
         self.leave()
 
     @property
@@ -1085,71 +1497,118 @@ cdef class Core:
 
     def _set_setting(self, int i, double value):
         (<double*>&self.settings)[i] = value
+        self.derive()
+
+    def _suspend(self, bint on):
+        """Refuse steps from now on, or allow them again; waits for the one under way."""
+        self.enter()
+        self._suspended = on
+        self.leave()
+
+    def _get_objects(self):
+        """(schedule or None, lr_scale, exclude_from_weight_decay)."""
+        return self.schedule, self.lr_scale, self.excluded
+
+    def _set_objects(self, schedule, lr_scale, tuple excluded):
+        self.schedule, self.lr_scale, self.excluded = schedule, lr_scale, excluded
+        self.resolved = None
+        self.derive()
+
+    def _calls(self):
+        """The number of calls so far, without skipped ones."""
+        return int(self.steps) * int(self.cycle()) + self.calls   # may exceed an int64
 
     def _keys(self):
         """The keys of a model that is a dict, in the order of the positions; else None."""
         return None if self.plan is None else self.plan.keys
 
     def _views(self):
-        """Read-only views of the accumulators, by position; [] before the first step."""
-        views = []
+        """Read-only views of the state by slot name, each by position; {} before the first step."""
+        found = {}
         if self.plan is not None:
-            for accumulator in self.plan.accumulators:
-                view = accumulator.view()
-                view.flags.writeable = False
-                views.append(view)
-        return views
+            for name, arrays in zip(SLOT_NAMES, self.plan.slots):
+                if arrays is not None:
+                    found[name] = [array.view() for array in arrays]
+                    for view in found[name]:
+                        view.flags.writeable = False
+        return found
 
     def _snapshot(self):
-        """(keys, copies of the accumulators, iterations), as they are between two steps."""
+        """The whole state between two steps, as `_restore` takes it; arrays are copies."""
+        cdef Py_ssize_t i
         self.enter()
         try:
             self.hold()
-            if self.plan is None:
-                return None, None, self.steps
-            return (self.plan.keys, [x.copy(order="K") for x in self.plan.accumulators], self.steps)
+            state = {"iterations": self.steps, "calls": self.calls,
+                     "skipped_steps": self.skipped_steps, "keys": None, "slots": {}, "pending": []}
+            if self.plan is not None:
+                state["keys"] = self.plan.keys
+                state["pending"] = [bool(self.plan.tensors[i].pending)
+                                    for i in range(self.plan.count)]
+                state["slots"] = {name: [x.copy(order="K") for x in arrays]
+                                  for name, arrays in zip(SLOT_NAMES, self.plan.slots)
+                                  if arrays is not None}
+            return state
         finally:
             self.leave()
 
-    def _assign(self, accumulators, iterations=None):
-        """Set all accumulators, from arrays of their shapes and dtypes, between two steps."""
+    def _assign(self, slots, iterations=None, calls=None):
+        """Set slots that exist, from arrays of their shapes and dtypes, between two steps."""
+        cdef Py_ssize_t i
         self.enter()
         try:
             self.hold()
-            owned = [] if self.plan is None else self.plan.accumulators
-            if [own.shape for own in owned] != [given.shape for given in accumulators]:
-                raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
-            for own, given in zip(owned, accumulators):
-                own[...] = given
+            for name in slots:
+                if self.plan is None or [x.shape for x in slots[name]] != [
+                        own.shape for own in self.plan.slots[SLOT_NAMES.index(name)] or ()]:
+                    raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
+            for name in slots:
+                self.plan.fill(SLOT_NAMES.index(name), slots[name])
             if iterations is not None:
                 self.steps = iterations
+            if calls is not None:
+                self.calls = calls
+                for i in range(self.plan.count):
+                    self.plan.tensors[i].pending = calls > 0
         finally:
             self.leave()
 
-    def _restore(self, keys, accumulators, iterations):
+    def _restore(self, state):
         """Take over what `_snapshot` returned."""
         cdef Plan plan = None
-        if accumulators is not None:
-            plan = Plan(accumulators, keys)
-            for own, given in zip(plan.accumulators, accumulators, strict=True):
-                own[...] = given
+        cdef Py_ssize_t i
+        cdef int slot
+        cdef dict slots = state["slots"]
+        cdef list pending = state["pending"]
+        if slots:
+            plan = Plan(slots["accumulator"], state["keys"])
+            for name in slots:
+                slot = SLOT_NAMES.index(name)
+                if slot != ACCUMULATOR:
+                    plan.make(slot, plan.slots[ACCUMULATOR])
+                plan.fill(slot, slots[name])
+            plan.kept = plan.made
+            for i in range(plan.count):
+                plan.tensors[i].pending = pending[i]
         self.enter()
         self.plan = plan
-        self.steps = iterations
+        self.steps = state["iterations"]
+        self.calls = state["calls"]
+        self.skipped_steps = state["skipped_steps"]
         self.leave()
 
 
 cdef void update_f32(float* p, const float* g, float* a, size_t n,
                      const rmsprop_scalars* scalars) noexcept nogil:
     cdef rmsprop_fenv found = rmsprop_fenv_enter()
-    kernels.update_f32(p, g, a, n, scalars)
+    kernels.update_f32[0](p, g, a, NULL, NULL, n, scalars)
     rmsprop_fenv_leave(found)
 
 
 cdef void update_f64(double* p, const double* g, double* a, size_t n,
                      const rmsprop_scalars* scalars) noexcept nogil:
     cdef rmsprop_fenv found = rmsprop_fenv_enter()
-    kernels.update_f64(p, g, a, n, scalars)
+    kernels.update_f64[0](p, g, a, NULL, NULL, n, scalars)
     rmsprop_fenv_leave(found)
 
 

@@ -6,16 +6,25 @@
 
 typedef struct {
     const char *name;
-    void (*update_f32)(float *p, const float *g, float *a, size_t n,
+    rmsprop_kernel_f32 *update_f32[RMSPROP_VARIANTS];
+    rmsprop_kernel_f64 *update_f64[RMSPROP_VARIANTS];
+    void (*blocks_f32)(rmsprop_kernel_f32 *update, int passes, float *p, float *g, float *a,
+                       float *m, float *mean, float *ema, float *sum, size_t n,
                        const rmsprop_scalars *scalars);
-    void (*update_f64)(double *p, const double *g, double *a, size_t n,
+    void (*blocks_f64)(rmsprop_kernel_f64 *update, int passes, double *p, double *g, double *a,
+                       double *m, double *mean, double *ema, double *sum, size_t n,
                        const rmsprop_scalars *scalars);
     void (*block_sums_f32)(const float *g, size_t n, double *sums);
     void (*block_sums_f64)(const double *g, size_t n, double *sums);
+    int (*finite_f32)(const float *g, size_t n, const rmsprop_scalars *scalars);
+    int (*finite_f64)(const double *g, size_t n, const rmsprop_scalars *scalars);
     /* The same everywhere. They are called through pointers as well, because a compiler may move
      * arithmetic that it can see past the instruction that sets the floating-point environment. */
     double (*learning_rate)(double lr, double decay, int64_t iterations);
-    double (*clip_scale)(double *sums, size_t count, double clipnorm);
+    double (*gradient_scale)(double *sums, size_t count, double clipnorm, int64_t calls,
+                             int maximize);
+    double (*power)(double x, int64_t n);
+    double (*product)(double x, double y);
 } rmsprop_kernels;
 
 /* The i-th table that was compiled, widest last; NULL behind the last. */

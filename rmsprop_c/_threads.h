@@ -41,6 +41,16 @@ int rmsprop_threads_available(int count);
  * nothing has run then. An OpenMP team that the function makes ends with the thread. */
 int rmsprop_threads_run(void (*function)(void *), void *argument);
 
+/* Sets a flag that several threads may set at once. */
+static inline void rmsprop_threads_flag(int *flag)
+{
+#ifdef __GNUC__
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#else
+    *(volatile int *)flag = 1;
+#endif
+}
+
 /* Seconds since some moment, for durations. */
 double rmsprop_threads_clock(void);
 

@@ -1,68 +1,201 @@
 """What of an optimizer is not arithmetic: arguments, config, losses, weights, constraints."""
 
+import contextlib
 import copyreg
 import numbers
+import os
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, constraints as constraints_module, reference
+from . import (
+    _core,
+    constraints as constraints_module,
+    interchange,
+    reference,
+    schedules,
+)
 
 Model = Any  # list or tuple of arrays, dict of arrays, or one array
 Own = TypeVar("Own", bound="Optimizer")
+
+
+INFINITY = float("inf")
+NONFINITE = ("propagate", "raise", "skip")
 
 
 class Hyperparameter(NamedTuple):
     """A row of the one table of hyper-parameters."""
 
     name: str
-    default: float | None
-    high: float  # the largest value allowed
+    default: Any
+    kind: str  # number, optional, flag, count, or what CHOICES and OBJECTS say
     doc: str
+    low: float = 0.0
+    high: float = INFINITY  # the smallest and the largest value allowed
 
 
-# The one table: properties, configs and defaults come from it. The order is that of the C struct
-# Settings; a default of None makes the argument optional, and values <= 0 switch it off.
+# The one table: properties, configs and defaults come from it. The rows that are numbers in C come
+# first, in the order of the C struct Settings. A default of None makes an argument optional: for an
+# "optional" number None and values <= 0 switch it off.
 HYPERPARAMETERS = (
-    Hyperparameter("lr", 0.001, float("inf"), "float: the learning rate, before decay."),
-    Hyperparameter("rho", 0.9, 1.0, "float: how much of the accumulator is kept at a step."),
-    Hyperparameter("epsilon", 1e-8, float("inf"), "float: added to the root of the accumulator."),
-    Hyperparameter("decay", 0.0, float("inf"), "float: lr is divided by 1 + decay * iterations."),
-    Hyperparameter("clipnorm", None, float("inf"), "float or None: largest global norm."),
-    Hyperparameter("clipvalue", None, float("inf"), "float or None: largest absolute gradient."),
+    Hyperparameter(
+        "lr", 0.001, "number", "float, or callable of the iteration: the learning rate."
+    ),
+    Hyperparameter(
+        "rho", 0.9, "number", "float: how much of the accumulator is kept at a step.", high=1.0
+    ),
+    Hyperparameter("epsilon", 1e-8, "number", "float: added to the root of the accumulator."),
+    Hyperparameter("decay", 0.0, "number", "float: lr is divided by 1 + decay * iterations."),
+    Hyperparameter(
+        "clipnorm", None, "optional", "float or None: largest norm of all gradients together."
+    ),
+    Hyperparameter("clipvalue", None, "optional", "float or None: largest absolute gradient."),
+    Hyperparameter(
+        "parameter_clipnorm", None, "optional", "float or None: largest norm of each gradient."
+    ),
+    Hyperparameter(
+        "momentum", 0.0, "number", "float: how much of the last step is kept.", high=1.0
+    ),
+    Hyperparameter("nesterov", False, "flag", "bool: Nesterov's momentum."),
+    Hyperparameter("centered", False, "flag", "bool: divide by the deviation from the mean."),
+    Hyperparameter("epsilon_in_sqrt", False, "flag", "bool: add epsilon under the root."),
+    Hyperparameter(
+        "initial_accumulator_value",
+        0.0,
+        "number",
+        "float: where accumulators start.",
+        high=float(np.finfo(np.float32).max),
+    ),
+    Hyperparameter("lr_in_momentum", True, "flag", "bool: lr multiplies what enters the momentum."),
+    Hyperparameter("bias_correction", False, "flag", "bool: undo the accumulator's start at 0."),
+    Hyperparameter("maximize", False, "flag", "bool: go up along the gradients."),
+    Hyperparameter("weight_decay", 0.0, "number", "float: the factor of weight decay."),
+    Hyperparameter(
+        "decoupled_weight_decay", False, "flag", "bool: decay parameters, not gradients."
+    ),
+    Hyperparameter("use_ema", False, "flag", "bool: keep moving averages of the parameters."),
+    Hyperparameter(
+        "ema_momentum", 0.99, "number", "float: how much of an average is kept.", high=1.0
+    ),
+    Hyperparameter(
+        "ema_overwrite_frequency", None, "count", "int or None: averages overwrite parameters."
+    ),
+    Hyperparameter(
+        "gradient_accumulation_steps", None, "count", "int or None: calls for an update.", low=2
+    ),
+    Hyperparameter("nonfinite", "propagate", "choice", "str: what gradients not finite do."),
+    Hyperparameter("flush_subnormals", False, "flag", "bool: store subnormal state as 0."),
+    Hyperparameter("zero_grad", False, "flag", "bool: a step clears the gradients."),
+    Hyperparameter("lr_scale", None, "factors", "sequence, dict or None: factors of lr."),
+    Hyperparameter(
+        "exclude_from_weight_decay", (), "names", "tuple: indices or keys without weight decay."
+    ),
 )
+ROWS = {row.name: row for row in HYPERPARAMETERS}
 DEFAULT: dict[str, Any] = {row.name: row.default for row in HYPERPARAMETERS}
+NUMBERS = [row.name for row in HYPERPARAMETERS if row.kind not in ("factors", "names")]
+KERAS = ("lr", "rho", "decay", "epsilon")  # in every config, in Keras 2.0's order
+OPTIONS = tuple(name for name in DEFAULT if name not in KERAS)
 
 
 def checked(row: Hyperparameter, value: Any) -> float:
     """The value as a C double (None as NaN), or an error that names the argument and the value."""
     if value is None and row.default is None:
         return float("nan")
+    if row.kind == "choice":
+        if not isinstance(value, str) or value not in NONFINITE:
+            raise ValueError(f"{row.name} is {value!r}; it must be one of {', '.join(NONFINITE)}")
+        return NONFINITE.index(value)
+    if row.kind == "flag":
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{row.name} is {value!r}; it must be True or False")
+        return float(value)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{row.name} is {value!r}; it must be a real number")
+    if row.kind == "count":
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"{row.name} is {value!r}; it must be an integer or None")
+        if int(value) > 2**53:
+            raise ValueError(f"{row.name} is {value!r}; it must be at most 2**53")
     try:
         number = float(value)
     except OverflowError:
-        number = float("inf")
+        number = INFINITY
     if not np.isfinite(number):
         raise ValueError(f"{row.name} is {value!r}; it must be finite")
-    if row.default is not None and not 0 <= number <= row.high:
-        bound = "at least 0" if row.high == float("inf") else f"in [0, {row.high:g}]"
+    low = max(row.low, 1) if row.kind == "count" else row.low
+    if row.kind != "optional" and not low <= number <= row.high:
+        bound = f"at least {low:g}" if row.high == INFINITY else f"in [{low:g}, {row.high:g}]"
         raise ValueError(f"{row.name} is {value!r}; it must be {bound}")
     return number
 
 
-def _property(index: int, row: Hyperparameter) -> property:
-    def get_value(self: "Optimizer") -> float | None:
-        value = self._get_setting(index)
-        return None if value != value else value
+def shown(row: Hyperparameter, number: float) -> Any:
+    """What `checked` made of a value, as it was."""
+    if number != number:
+        return None
+    if row.kind == "choice":
+        return NONFINITE[int(number)]
+    kinds: dict[str, Callable[[float], Any]] = {"flag": bool, "count": int}
+    return kinds.get(row.kind, float)(number)
 
-    def set_value(self: "Optimizer", value: float | None) -> None:
-        self._set_setting(index, checked(row, value))
+
+def checked_factors(value: Any) -> Any:
+    """`lr_scale` as a tuple of floats or a dict of them, or an error that names entry and value."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        entries = dict(value)
+    elif _is_sequence(value):
+        entries = dict(enumerate(value))
+    else:
+        raise TypeError(
+            f"lr_scale is {value!r}; pass a sequence with a factor for each parameter, or a dict"
+        )
+    row = ROWS["lr"]
+    factors = {
+        key: checked(row._replace(name=f"lr_scale[{key!r}]"), x) for key, x in entries.items()
+    }
+    return factors if isinstance(value, Mapping) else tuple(factors.values())
+
+
+def checked_names(value: Any) -> tuple[Any, ...]:
+    """`exclude_from_weight_decay` as a tuple, or an error."""
+    if not _is_sequence(value):
+        raise TypeError(
+            f"exclude_from_weight_decay is {value!r}; pass a sequence of indices or keys"
+        )
+    names = tuple(x.item() if isinstance(x, np.generic) else x for x in value)
+    for i, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, Hashable):
+            raise TypeError(
+                f"exclude_from_weight_decay[{i}] is {name!r}; it must be an index or a key"
+            )
+    return names
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether it is iterable, and neither text nor a 0-d array, which only seems so."""
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, (str, bytes))
+        and getattr(value, "ndim", 1) > 0
+    )
+
+
+def _property(index: int, row: Hyperparameter) -> property:
+    def get_value(self: "Optimizer") -> Any:
+        return shown(row, self._get_setting(index))
+
+    def set_value(self: "Optimizer", value: Any) -> None:
+        number = checked(row, value)
+        self._refuse_conflict(row.name, number)
+        self._set_setting(index, number)
 
     return property(get_value, set_value, doc=row.doc)
 
@@ -70,12 +203,7 @@ def _property(index: int, row: Hyperparameter) -> property:
 class Optimizer(_core.Core):
     """Base class of optimizers, after ``tf.contrib.keras.optimizers.Optimizer``: use `RMSprop`.
 
-    Parameters
-    ----------
-    clipnorm : float, optional
-        Gradients are scaled so that the L2 norm over all of them together is at most this.
-    clipvalue : float, optional
-        Elements of gradients are clipped to [-clipvalue, clipvalue], after clipnorm.
+    Keyword arguments are those of `RMSprop`, apart from its first four.
 
     Raises
     ------
@@ -86,53 +214,265 @@ class Optimizer(_core.Core):
     last_loss: Any = None
     """The value of the loss at the latest `get_gradients` or `get_updates`."""
 
-    lr: float
     rho: float
     epsilon: float
     decay: float
     clipnorm: float | None
     clipvalue: float | None
+    parameter_clipnorm: float | None
+    momentum: float
+    nesterov: bool
+    centered: bool
+    epsilon_in_sqrt: bool
+    initial_accumulator_value: float
+    lr_in_momentum: bool
+    bias_correction: bool
+    maximize: bool
+    weight_decay: float
+    decoupled_weight_decay: bool
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    gradient_accumulation_steps: int | None
+    nonfinite: str
+    flush_subnormals: bool
+    zero_grad: bool
 
     def __new__(cls: type[Own], *args: Any, **kwargs: Any) -> Own:
         self = super().__new__(cls)
-        for row in HYPERPARAMETERS:  # also for a subclass that does not call __init__
-            setattr(self, row.name, row.default)
+        for index, name in enumerate(NUMBERS):  # also for a subclass that does not call __init__
+            self._set_setting(index, checked(ROWS[name], DEFAULT[name]))
         return self
 
     def __init__(self, **kwargs: Any) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is the base class; use RMSprop")
         for name in kwargs:
-            if name not in ("clipnorm", "clipvalue"):
+            if name not in OPTIONS:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {name}")
         for name, value in kwargs.items():
             setattr(self, name, value)
 
+    def _refuse_conflict(self, name: str, number: float) -> None:
+        """Refuse a value that can't go together with what is set."""
+        if name == "decay" and number > 0 and self._get_objects()[0] is not None:
+            raise ValueError(
+                f"decay is {number!r}, but lr is a schedule, which says by itself how it decays; "
+                "use one of the two"
+            )
+        for one, other in (("clipnorm", "parameter_clipnorm"), ("parameter_clipnorm", "clipnorm")):
+            if name == one and number > 0 and (getattr(self, other) or 0) > 0:
+                raise ValueError(
+                    f"{one} is {number!r}, but {other} is set: gradients are clipped by the norm "
+                    "of all or of each; set one of them to None"
+                )
+        if (name == "rho" and number == 1 and self.bias_correction) or (
+            name == "bias_correction" and number and self.rho == 1
+        ):
+            raise ValueError("bias_correction divides by 1 - rho**t, so rho can't be 1")
+
     @property
-    def learning_rate(self) -> float:
-        """float: another name for lr."""
+    def lr(self) -> Any:
+        """float: the learning rate at this point. Assign a number, or a callable.
+
+        A callable is given the number of calls of `step` so far (without skipped ones) and returns
+        the learning rate: a schedule of `rmsprop_c.schedules`, or any other.
+        """
+        if self._get_objects()[0] is not None:
+            return self._lr_at(self._calls())
+        return self._get_setting(0)
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        _, lr_scale, excluded = self._get_objects()
+        if isinstance(value, type):
+            raise TypeError(f"lr is {value!r}, a class; pass an instance of it")
+        if callable(value):
+            if self.decay > 0:
+                raise ValueError(
+                    f"lr is a schedule, which says by itself how it decays, but decay is "
+                    f"{self.decay!r}; use one of the two"
+                )
+            self._set_objects(value, lr_scale, excluded)
+        else:
+            self._set_setting(0, checked(ROWS["lr"], value))
+            self._set_objects(None, lr_scale, excluded)
+
+    def _lr_at(self, call: int) -> float:
+        """What the schedule says, or an error that names it and the call."""
+        value = self._get_objects()[0](call)
+        try:
+            if hasattr(value, "__array__") and np.ndim(value) == 0:  # of any framework
+                return checked(ROWS["lr"], np.asarray(value).item())
+            return checked(ROWS["lr"], value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"lr({call}) is {value!r}; a schedule must return a finite number that is at "
+                "least 0"
+            ) from None
+
+    def _by_position(self, names: list[Any], is_list: bool) -> tuple[list[float], list[bool]]:
+        """The factor of lr of each parameter, and whether it takes part in weight decay."""
+        _, lr_scale, excluded = self._get_objects()
+        factors: dict[Any, float] = {}
+        if lr_scale is not None:
+            if isinstance(lr_scale, dict) == is_list:
+                raise TypeError(
+                    f"lr_scale is a {type(lr_scale).__name__}, but params is "
+                    f"{'not a' if is_list else 'a'} dict"
+                )
+            if is_list and len(lr_scale) != len(names):
+                raise ValueError(
+                    f"lr_scale has {len(lr_scale)} entries, but params has {len(names)}"
+                )
+            factors = dict(enumerate(lr_scale)) if is_list else lr_scale
+        chosen = {"lr_scale": factors, "exclude_from_weight_decay": excluded}
+        for which, entries in chosen.items():
+            for name in entries:
+                if name not in names:
+                    raise ValueError(f"{which} has {name!r}, but params has {names}")
+        return [factors.get(name, 1.0) for name in names], [name not in excluded for name in names]
+
+    @property
+    def lr_scale(self) -> Any:
+        """Sequence, dict or None: a factor of lr for each parameter, or by key."""
+        value = self._get_objects()[1]
+        return dict(value) if isinstance(value, dict) else value
+
+    @lr_scale.setter
+    def lr_scale(self, value: Any) -> None:
+        schedule, _, excluded = self._get_objects()
+        self._set_objects(schedule, checked_factors(value), excluded)
+
+    @property
+    def exclude_from_weight_decay(self) -> tuple[Any, ...]:
+        """Tuple: indices or keys of parameters without weight decay."""
+        return self._get_objects()[2]
+
+    @exclude_from_weight_decay.setter
+    def exclude_from_weight_decay(self, value: Any) -> None:
+        schedule, lr_scale, _ = self._get_objects()
+        self._set_objects(schedule, lr_scale, checked_names(value))
+
+    @property
+    def learning_rate(self) -> Any:
+        """Another name for lr."""
         return self.lr
 
     @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
+    def learning_rate(self, value: Any) -> None:
         self.lr = value
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments as plain JSON types; with the keys of Keras 2.0, which accepts them."""
-        config: dict[str, Any] = {}
-        for name in ("clipnorm", "clipvalue"):
-            if getattr(self, name) is not None:
-                config[name] = getattr(self, name)
+        """The arguments as plain JSON types.
+
+        Options that are at their defaults are left out: a plain optimizer has the keys of Keras
+        2.0, which accepts them. Keys in lr_scale and exclude_from_weight_decay survive JSON if they
+        are strings (and in the latter numbers).
+
+        Raises
+        ------
+        TypeError
+            If lr is a callable without ``get_config``.
+        """
+        config = self._arguments(OPTIONS)
+        for name in ("lr_scale", "exclude_from_weight_decay"):
+            if isinstance(config.get(name), tuple):
+                config[name] = list(config[name])
         return config
 
     @classmethod
-    def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
-        """Make an optimizer from what `get_config` (or Keras 2.0's) returned; it has no state."""
-        return cls(**config)
+    def from_config(
+        cls: type[Own],
+        config: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Own:
+        """Make an optimizer from what `get_config` (or Keras 2.0's) returned; it has no state.
+
+        Parameters
+        ----------
+        config : mapping
+            Not changed. A key that is no argument is refused by name.
+        custom_objects : mapping, optional
+            Classes of schedules by name, beside those of `rmsprop_c.schedules`.
+        """
+        arguments = dict(config)
+        for name in ("lr", "learning_rate"):
+            if isinstance(arguments.get(name), Mapping):
+                arguments[name] = schedules.deserialize(arguments[name], custom_objects)
+        return cls(**arguments)
+
+    def _keras_arguments(self) -> dict[str, Any]:
+        """Keras 2.0's arguments that have no default of None, with a schedule itself as lr."""
+        schedule = self._get_objects()[0]
+        lr = self.lr if schedule is None else schedule
+        return {"lr": lr} | {name: getattr(self, name) for name in KERAS[1:]}
+
+    def _arguments(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those arguments that are not at their default."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != DEFAULT[name]}
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        schedule = self._get_objects()[0]
+        if schedule is None or hasattr(schedule, "get_config"):
+            values = self.get_config()
+        else:
+            values = self._keras_arguments() | self._arguments(OPTIONS)
+        if schedule is not None:
+            values["lr"] = schedule
+        arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({arguments})"
+
+    @contextlib.contextmanager
+    def averaged(self, params: Model) -> Iterator[None]:
+        """Within ``with opt.averaged(params):`` the parameters hold their moving averages.
+
+        Parameters
+        ----------
+        params : list or tuple of ndarray, dict of ndarray, or ndarray
+            As for `step`. Changed in place, and back to the same bits at the end, whatever has been
+            done to them meanwhile. A step in between is refused.
+
+        Raises
+        ------
+        ValueError
+            If use_ema is off, or `params` do not fit.
+        """
+        arrays, averages = self._averages(params)
+        self._suspend(True)
+        saved = [array.copy() for array in arrays]
+        try:
+            _write(arrays, averages)
+            yield
+        finally:
+            self._suspend(False)
+            _write(arrays, saved)
+
+    def finalize_variable_values(self, params: Model) -> None:
+        """Set parameters to their moving averages for good, as in Keras 3.
+
+        Parameters
+        ----------
+        params : list or tuple of ndarray, dict of ndarray, or ndarray
+            As for `step`. Changed in place.
+        """
+        _write(*self._averages(params))
+
+    def _averages(self, params: Model) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """The parameters and their averages, by position."""
+        if not self.use_ema:
+            raise ValueError("there are no averages: make the optimizer with use_ema=True")
+        if self._suspended:
+            raise RuntimeError("the parameters are their averages already: inside averaged()")
+        self.build(params)
+        keys = self._keys()
+        arrays = _arrays(params) if keys is None else [params[key] for key in keys]
+        for i, array in enumerate(arrays):
+            if not array.flags.writeable:
+                name = "params" if array is params else f"params[{(keys[i] if keys else i)!r}]"
+                raise ValueError(f"{name} is read-only; pass a writeable array")
+        return arrays, self._views()["moving_average"]
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, NDArray[Any]]]) -> None:
         """One step from pairs of a gradient and its parameter, as in Keras.
@@ -212,8 +552,8 @@ class Optimizer(_core.Core):
         Returns
         -------
         list of ndarray
-            What was updated, in Keras's order: the accumulator (a read-only view) and the parameter
-            of each position in turn, behind the iterations if decay > 0.
+            What was updated, in Keras's order: the accumulator and any further state (read-only
+            views) and the parameter of each position in turn, behind the iterations if decay > 0.
         """
         chosen = _chosen_constraints(constraints, params)
         value, grads = self._evaluate(loss, params)
@@ -222,29 +562,33 @@ class Optimizer(_core.Core):
         updates: list[NDArray[Any]] = []
         if self.decay > 0:
             updates.append(np.array(self.iterations, np.int64))
-        weights = self.weights
-        for name, accumulator in zip(self._keys() or range(len(weights)), weights, strict=True):
+        states = list(zip(*self._views().values(), strict=True))
+        for name, state in zip(self._keys() or range(len(states)), states, strict=True):
             param = params if isinstance(params, np.ndarray) else params[name]
             constraint = chosen.get(name)
             if constraint is not None:
                 constrained = constraint(param)
                 if constrained is not None:
                     param[...] = constrained
-            updates += [accumulator, param]
+            updates += [*state, param]
         return updates
 
     @property
     def weights(self) -> list[NDArray[Any]]:
-        """List of ndarray: read-only views of the accumulators. Assigning is `set_weights`."""
-        return self._views()
+        """List of ndarray: read-only views of what `get_weights` copies; assign: `set_weights`."""
+        return [view for views in self._views().values() for view in views]
 
     @weights.setter
     def weights(self, value: list[Any]) -> None:
         self.set_weights(value)
 
     def get_weights(self) -> list[NDArray[Any]]:
-        """Copies of the accumulators, in the order of the parameters; [] before the first step."""
-        return self._snapshot()[1] or []
+        """Copies of the accumulators, in the order of the parameters; [] before the first step.
+
+        Behind them, each for all parameters, what options keep: momentums, average gradients,
+        moving averages of the parameters and sums of gradients.
+        """
+        return [array for arrays in self._snapshot()["slots"].values() for array in arrays]
 
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Set the accumulators. Before the first step call `build(params)`.
@@ -252,8 +596,9 @@ class Optimizer(_core.Core):
         Parameters
         ----------
         weights : sequence of array_like
-            One for each parameter, of its shape, in the order of `get_weights`. As in Keras 2.3 the
-            number of iterations may stand before them.
+            Of the shapes and in the order of `get_weights`. As in Keras 2.3 the number of
+            iterations may stand before them. Between two updates of gradient_accumulation_steps
+            the place in the cycle is not among them: `save` and pickle keep it.
 
         Raises
         ------
@@ -262,7 +607,8 @@ class Optimizer(_core.Core):
             Nothing is set then.
         """
         given = list(weights)
-        own = self.weights
+        slots = self._views()
+        own = [view for views in slots.values() for view in views]
         iterations = None
         if own and len(given) == len(own) + 1 and np.shape(given[0]) == ():
             iterations = _core.checked_iterations(given.pop(0), "weights[0]")
@@ -281,24 +627,173 @@ class Optimizer(_core.Core):
                 )
             if array.dtype.kind not in "fiu":
                 raise TypeError(f"weights[{i}] has dtype {array.dtype}; it must be real numbers")
-        arrays = [array.astype(mine.dtype) for mine, array in zip(own, arrays, strict=True)]
-        self._assign(arrays, iterations)
+        rest = iter([x.astype(mine.dtype) for mine, x in zip(own, arrays, strict=True)])
+        parted = {name: [next(rest) for _ in views] for name, views in slots.items()}
+        self._assign(parted, iterations)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write arguments and state to a ``.npz`` file that `load` and `numpy.load` read.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            Whatever happens, be it a full disk or a crash, it is the old file or the whole new one.
+
+        Raises
+        ------
+        OSError
+            If it can't be written; the old file is as it was.
+        TypeError
+            If lr is a callable without ``get_config``, or a key of the model no string or integer.
+
+        Notes
+        -----
+        The run that `load` resumes continues with the same bits. Attributes that a subclass adds
+        are not in the file; those of its ``get_config`` are.
+        """
+        from . import checkpoint  # its imports take longer than all the rest
+
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(
+        cls: type[Own],
+        path: str | os.PathLike[str],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Own:
+        """Make an optimizer from a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            The file. It may come from anywhere: no code in it is run, and nothing is allocated
+            that is larger than the file.
+        custom_objects : mapping, optional
+            Classes of schedules by name; see `from_config`.
+
+        Raises
+        ------
+        OSError
+            If it can't be read.
+        ValueError
+            If it is anything but a checkpoint of this class, with the reason.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_c import RMSprop
+        >>> opt = RMSprop(lr=0.1)
+        >>> opt.step([np.ones(2)], [np.ones(2)])
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.npz")
+        >>> opt.save(path)
+        >>> RMSprop.load(path).iterations
+        1
+        """
+        from . import checkpoint
+
+        return checkpoint.load(cls, path, custom_objects)
+
+    def import_state(self, framework: str, state: Any) -> None:
+        """Take over the state of another framework's RMSprop, to continue where it stands.
+
+        Parameters
+        ----------
+        framework : {"torch", "keras3", "optax"}
+            Whose state it is.
+        state : dict, list or tree
+            PyTorch's ``state_dict()``; the values of Keras 3's ``optimizer.variables``, in order;
+            optax's state. The leaves are NumPy arrays, or anything that `numpy.asarray` takes. It
+            holds no hyper-parameters for us: make the optimizer with `RMSprop.like`, and call
+            `build` with the parameters first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the state does not fit; nothing is set then.
+        """
+        slots = self._views()
+        if not slots:
+            raise ValueError("there is no state to set yet; call build(params) first")
+        self._refuse_other_momentum(framework)
+        values, iterations, calls = interchange.read(
+            framework,
+            state,
+            list(slots),
+            len(slots["accumulator"]),
+            self.gradient_accumulation_steps or 1,
+            self._keys(),
+        )
+        cast: dict[str, list[NDArray[Any]]] = {}
+        for name, arrays in values.items():
+            cast[name] = []
+            for i, (mine, given) in enumerate(zip(slots[name], arrays, strict=True)):
+                if given is not None and given.shape != mine.shape:
+                    raise ValueError(
+                        f"{name}[{i}] of the state has shape {given.shape}, but the optimizer was "
+                        f"built for {mine.shape}"
+                    )
+                cast[name].append(
+                    np.zeros_like(mine) if given is None else given.astype(mine.dtype)
+                )
+        self._assign(cast, iterations, calls)
+
+    def export_state(
+        self, framework: str, state: Any, leaf: Callable[[NDArray[Any]], Any] = np.asarray
+    ) -> Any:
+        """Our state in the form of another framework's, to continue there.
+
+        Parameters
+        ----------
+        framework : {"torch", "keras3", "optax"}
+            Whose form it is.
+        state : dict, list or tree
+            A state of that framework's optimizer (see `import_state`) as the form to fill in; not
+            changed.
+        leaf : callable
+            Makes what the framework keeps of an array: ``torch.from_numpy`` for PyTorch.
+
+        Returns
+        -------
+        dict, list or tree
+            Like `state`, with copies of our arrays.
+        """
+        snapshot = self._snapshot()
+        if not snapshot["slots"]:
+            raise ValueError("there is no state yet; call build(params) or step first")
+        self._refuse_other_momentum(framework)
+        return interchange.write(
+            framework,
+            state,
+            snapshot["slots"],
+            snapshot["iterations"],
+            snapshot["calls"],
+            self.gradient_accumulation_steps or 1,
+            leaf,
+            snapshot["keys"],
+        )
+
+    def _refuse_other_momentum(self, framework: str) -> None:
+        """The numbers in a momentum mean something else where the learning rate is not in it."""
+        if self.momentum > 0 and self.lr_in_momentum != (framework != "torch"):
+            raise ValueError(
+                f"lr_in_momentum is {self.lr_in_momentum}, but {framework}'s momentum is "
+                f"{'with' if framework != 'torch' else 'without'} the learning rate"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        keys, accumulators, iterations = self._snapshot()
-        settings = [self._get_setting(i) for i in range(len(HYPERPARAMETERS))]
         return {
-            "settings": dict(zip(DEFAULT, settings, strict=True)),
-            "keys": keys,
-            "accumulators": accumulators,
-            "iterations": iterations,
+            "settings": {name: self._get_setting(i) for i, name in enumerate(NUMBERS)},
+            "objects": self._get_objects(),
+            "state": self._snapshot(),
             "attributes": self.__dict__.copy(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for i, name in enumerate(DEFAULT):
+        for i, name in enumerate(NUMBERS):
             self._set_setting(i, state["settings"][name])
-        self._restore(state["keys"], state["accumulators"], state["iterations"])
+        self._set_objects(*state["objects"])
+        self._restore(state["state"])
         self.__dict__.update(state["attributes"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -336,7 +831,8 @@ class Optimizer(_core.Core):
 
     def _clipped(self, grads: Any, params: Model) -> Any:
         """Gradients as `step` clips them, in new arrays; as they are where clipping is off."""
-        if (self.clipnorm or 0) <= 0 and (self.clipvalue or 0) <= 0:
+        limits = (self.clipnorm, self.clipvalue, self.parameter_clipnorm)
+        if all((limit or 0) <= 0 for limit in limits):
             return grads
         arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
         arrays = [None if g is None else np.asarray(g) for g in arrays]
@@ -345,7 +841,7 @@ class Optimizer(_core.Core):
             raise ValueError(
                 f"loss returned {len(arrays)} gradients, but params has {len(like)} entries"
             )
-        return _like(params, reference.clip(arrays, like, self.clipnorm, self.clipvalue))
+        return _like(params, reference.clip(arrays, like, *limits))
 
 
 def _arrays(model: Model) -> list[Any]:
@@ -353,6 +849,11 @@ def _arrays(model: Model) -> list[Any]:
     if isinstance(model, (np.ndarray, np.generic)):
         return [model]
     return list(model.values()) if isinstance(model, dict) else list(model)
+
+
+def _write(arrays: list[NDArray[Any]], values: list[NDArray[Any]]) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        array[...] = value
 
 
 def _like(model: Model, arrays: list[Any]) -> Any:
@@ -400,8 +901,9 @@ def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
     return found
 
 
-for _index, _row in enumerate(HYPERPARAMETERS):
-    setattr(Optimizer, _row.name, _property(_index, _row))
+for _index, _name in enumerate(NUMBERS):
+    if _name != "lr":
+        setattr(Optimizer, _name, _property(_index, ROWS[_name]))
 
 
 # Losses that returned a scalar: a function, or an object and the names of its methods.

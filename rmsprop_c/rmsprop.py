@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import serialization
+from . import presets, schedules, serialization
 from .optimizer import DEFAULT, Optimizer
 
 
 class RMSprop(Optimizer):
-    """RMSprop as in Keras 2.0, over NumPy arrays, in place.
+    """RMSprop over NumPy arrays, in place: by default that of Keras 2.0, by options any other.
 
     For every element of a parameter p with gradient g and accumulator a, which starts at 0::
 
@@ -17,20 +17,66 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    lr : float
-        Learning rate, at least 0. ``learning_rate`` is another name for it.
+    lr : float or callable
+        Learning rate, at least 0; ``learning_rate`` is another name for it. Or a schedule of
+        `rmsprop_c.schedules`, or any callable of the number of calls so far.
     rho : float
         Decay of the accumulator, in [0, 1].
     epsilon : float
         Added to the root, at least 0.
     decay : float
-        At each step lr is divided by 1 + decay * iterations; at least 0.
+        At each step lr is divided by 1 + decay * iterations; at least 0. Not with a schedule.
     clipnorm : float, optional
         Gradients are scaled so that the L2 norm over all of them together is at most this. None
         and values <= 0 switch it off.
     clipvalue : float, optional
         Elements of gradients are clipped to [-clipvalue, clipvalue], after clipnorm. None and
         values <= 0 switch it off.
+    parameter_clipnorm : float, optional
+        Each gradient is scaled so that its own L2 norm is at most this (Keras 3's clipnorm). Not
+        together with clipnorm.
+    momentum : float
+        With m, which starts at 0: m <- momentum*m + step; p <- p - m. In [0, 1]; 0 is off.
+    nesterov : bool
+        p <- p - (step + momentum*m) instead.
+    centered : bool
+        The root is that of a minus the square of a running mean of the gradients (never below 0).
+    epsilon_in_sqrt : bool
+        Divide by sqrt(a + epsilon).
+    initial_accumulator_value : float
+        Where a starts. Takes effect when the state is made: at the first step, or after `reset`.
+    lr_in_momentum : bool
+        lr multiplies the step before it enters m (Keras, TensorFlow, optax), or m as it leaves
+        (PyTorch: False). It matters where lr changes.
+    bias_correction : bool
+        Divide a (and the mean of centered) by 1 - rho**t at update t, as Adam does.
+    maximize : bool
+        Go along the gradients instead of against them.
+    weight_decay : float
+        g <- g + weight_decay*p, after clipping (PyTorch).
+    decoupled_weight_decay : bool
+        p <- p - lr*weight_decay*p before the update instead (Keras 3).
+    exclude_from_weight_decay : sequence
+        Indices (keys, where params is a dict) of parameters that do not decay.
+    lr_scale : sequence or dict, optional
+        A factor of lr for each parameter; or by key, where params is a dict (others have 1).
+    use_ema, ema_momentum, ema_overwrite_frequency : bool, float, int or None
+        Keep moving averages of the parameters: e <- ema_momentum*e + (1 - ema_momentum)*p at every
+        call, with 0 for ema_momentum while iterations is 0. Every so many iterations p <- e. See
+        `averaged` and `finalize_variable_values`. As in Keras 3.
+    gradient_accumulation_steps : int, optional
+        Update at every so many calls only, along the mean of their gradients; `iterations` counts
+        updates. At least 2.
+    nonfinite : {"propagate", "raise", "skip"}
+        What a gradient does whose square, after clipping, is not finite: what the formula says;
+        ValueError; or nothing at all, counted in `skipped_steps`. With gradient accumulation each
+        call's gradients are looked at, before clipping.
+    flush_subnormals : bool
+        Accumulators, momentums and average gradients smaller than the smallest normal number are
+        stored as 0: arithmetic on such numbers is several times slower. Not with an epsilon of 0,
+        which would then divide by 0 where gradients have vanished.
+    zero_grad : bool
+        A step sets the gradients to 0.
 
     Raises
     ------
@@ -77,13 +123,49 @@ class RMSprop(Optimizer):
         self.decay = decay
 
     def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {
-            "lr": self.lr,
-            "rho": self.rho,
-            "decay": self.decay,
-            "epsilon": self.epsilon,
-        }
+        config = self._keras_arguments()
+        if callable(config["lr"]):
+            if not hasattr(config["lr"], "get_config"):
+                raise TypeError(
+                    f"lr is {config['lr']!r}, which a config can't hold; use one of "
+                    "rmsprop_c.schedules, or a class with get_config and from_config"
+                )
+            config["lr"] = schedules.serialize(config["lr"])
         return config | super().get_config()
+
+    @classmethod
+    def like(cls, framework: str, **arguments: Any) -> "RMSprop":
+        """The RMSprop of another framework, from that framework's arguments.
+
+        Parameters
+        ----------
+        framework : {"keras2", "keras3", "tf1", "tf_keras", "torch", "optax", "timm"}
+            ``tf.contrib.keras`` and Keras 2.0; Keras 3; ``tf.compat.v1.train``;
+            ``tf_keras.optimizers.legacy``; PyTorch; optax; timm's RMSpropTF.
+        **arguments
+            The arguments of that framework's class, under its names and with its defaults; beyond
+            them, options of this class that it does not have.
+
+        Returns
+        -------
+        RMSprop
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an unknown framework or argument, or a value out of range, by name.
+
+        Notes
+        -----
+        `momentum` of ``tf_keras`` decides at this moment where epsilon stands, as it does there.
+
+        Examples
+        --------
+        >>> from rmsprop_c import RMSprop
+        >>> RMSprop.like("torch", alpha=0.9, momentum=0.5)
+        RMSprop(lr=0.01, rho=0.9, decay=0.0, epsilon=1e-08, momentum=0.5, lr_in_momentum=False)
+        """
+        return cls(**presets.translate(framework, arguments))
 
 
 KNOWN = {"RMSprop": RMSprop, "rmsprop": RMSprop}

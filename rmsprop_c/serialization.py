@@ -1,5 +1,6 @@
 """Objects as ``{"class_name": ..., "config": ...}``, in the manner of Keras 2.0."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,7 +54,11 @@ def deserialize(
         raise ValueError(f"Unknown {kind}: {name}")
     config = dict(serialized.get("config", {}))
     from_config = getattr(found, "from_config", None)
-    return from_config(config) if from_config else found(**config)
+    if from_config is None:
+        return found(**config)
+    if custom_objects and "custom_objects" in inspect.signature(from_config).parameters:
+        return from_config(config, custom_objects=custom_objects)
+    return from_config(config)
 
 
 def get(identifier: Any, known: Mapping[str, Callable[..., Any]], kind: str) -> Any:

@@ -102,7 +102,8 @@ for dtype, step in (np.float32, user.step_f32), (np.float64, user.step_f64):
     p, g, a = (reference.spread_values(20_011, seed, -60, 8, dtype) for seed in range(3))
     a = abs(a)
     q, b = p.copy(), a.copy()
-    step(p, g, a, dict(scalars, learning_rate=scalars["lr"]))
+    off = dict.fromkeys(("bias", "momentum", "lr_outside", "weight_decay", "ema_momentum"), 0.0)
+    step(p, g, a, dict(scalars, learning_rate=scalars["lr"], **off))
     bound = dtype(scalars["clipvalue"])
     clipped = np.clip(g * dtype(scalars["scale"]), -bound, bound)
     reference.update(q, clipped, b, **{{name: scalars[name] for name in ("lr", "rho", "epsilon")}})
@@ -118,7 +119,11 @@ static REAL p[N], g[N], a[N];
 
 int main(void)
 {
-    const rmsprop_scalars scalars = {LEARNING_RATE, RHO, EPSILON, SCALE, CLIPVALUE};
+    const rmsprop_scalars scalars = {.learning_rate = LEARNING_RATE,
+                                     .rho = RHO,
+                                     .epsilon = EPSILON,
+                                     .scale = SCALE,
+                                     .clipvalue = CLIPVALUE};
     size_t items = fread(p, sizeof *p, N, stdin);
     items += fread(g, sizeof *g, N, stdin);
     items += fread(a, sizeof *a, N, stdin);

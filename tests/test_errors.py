@@ -773,7 +773,7 @@ def test_a_bad_hyperparameter_is_refused_by_assignment(name, value, exception):
     check_usable(opt, params, grads)
 
 
-@pytest.mark.parametrize("name", ["momentum", "beta_1", "clip_norm", "name", "Lr"])
+@pytest.mark.parametrize("name", ["amsgrad", "beta_1", "clip_norm", "name", "Lr"])
 def test_an_unknown_keyword_is_refused_in_the_words_of_keras(name):
     message = f"^Unexpected keyword argument passed to optimizer: {name}$"
     with pytest.raises(TypeError, match=message):

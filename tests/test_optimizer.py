@@ -1156,3 +1156,31 @@ def test_a_subclass_without_init_has_the_defaults():
             pass
 
     assert Mine().get_config() == RMSprop().get_config()
+
+
+def test_a_loss_may_return_a_0d_array():
+    pytest.importorskip("autograd")
+    params = [np.array([3.0, -2.0])]
+    grads = RMSprop().get_gradients(lambda p: (p[0][:1] ** 2).reshape(()), params)
+    assert grads[0].tolist() == [6.0, 0.0]
+
+
+def test_a_loss_that_no_dict_can_hold_is_called_all_the_same():
+    class Loss:
+        __slots__ = ()  # so there are no weak references to it
+
+        def __call__(self, params):
+            return 1.0, [2 * p for p in params]
+
+    params = [np.array([3.0, -2.0])]
+    loss = Loss()
+    for _ in range(2):
+        assert (RMSprop().get_gradients(loss, params)[0] == 2 * params[0]).all()
+
+
+def test_a_schedule_without_a_config_is_shown():
+    def halves(call):
+        return 0.5**call
+
+    assert "lr=<function" in repr(RMSprop(lr=halves, momentum=0.5))
+    assert "momentum=0.5" in repr(RMSprop(lr=halves, momentum=0.5))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rmsprop_c
-from rmsprop_c import RMSprop
+from rmsprop_c import RMSprop, presets
+from rmsprop_c.optimizer import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -19,10 +20,27 @@ def blocks(language):
 
 
 def test_the_example_prints_what_it_says(capsys):
-    (code,) = blocks("python")
+    code, *_ = blocks("python")
     exec(code, {})
     shown = re.search(r"# (\[.*\] 3\.0)", code)[1]
     assert capsys.readouterr().out.strip() == shown
+
+
+def test_each_line_for_a_framework_makes_an_optimizer():
+    table = README.split("## Which RMSprop do you have?")[1].split("## Options")[0]
+    calls = re.findall(r"`(RMSprop(?:\.like)?\(.*?\))`", table)
+    assert len(calls) == 13
+    named = {call.split('"')[1] for call in calls if ".like" in call}
+    assert named == set(presets.PRESETS)
+    for call in calls:
+        assert isinstance(eval(call, {"RMSprop": RMSprop}), RMSprop)
+
+
+def test_the_options_listed_are_all_there_are():
+    table = README.split("## Options")[1].split("## Speed")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    listed = re.findall(r"`(\w+)", "".join(rows))
+    assert sorted(listed) == sorted(OPTIONS)
 
 
 def test_the_c_example_compiles_and_prints_what_it_says(tmp_path):
@@ -46,7 +64,7 @@ ERRORS = {
         [np.broadcast_to(np.ones(1), 2)], [np.ones(2)]
     ),
     "params[1] shares memory": lambda: RMSprop().step([w := np.ones(2), w], [np.ones(2)] * 2),
-    "Unexpected keyword": lambda: RMSprop(momentum=0.9),
+    "Unexpected keyword": lambda: RMSprop(amsgrad=True),
 }
 
 

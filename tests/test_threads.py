@@ -358,3 +358,23 @@ def test_a_list_may_change_while_a_long_step_runs(model):
         _core.configure_minimums(**before)
     for found, want in zip(params, wanted, strict=True):
         assert_same_bits(found, want)
+
+
+STEP = """
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+_core.configure_minimums(unlocked=1, team=1)
+set_num_threads(2)
+p, q = np.ones(1000), np.ones(1000)
+RMSprop().step([p], [p * 0.5])
+set_num_threads(1)
+RMSprop().step([q], [q * 0.5])
+assert p.tobytes() == q.tobytes()
+"""
+
+
+@pytest.mark.parametrize("size", ["262144B", "262144b", "512", " 512 k", "1M", "1 m", "1B", "900G"])
+@pytest.mark.parametrize("name", ["OMP_STACKSIZE", "GOMP_STACKSIZE"])
+def test_a_team_is_had_with_a_stack_size_in_any_unit_or_done_without(name, size):
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("OMP_STACKSIZE")}
+    subprocess.run([sys.executable, "-c", STEP], env=environment | {name: size}, check=True)

@@ -1,0 +1,351 @@
+"""Checkpoints: an optimizer's arguments and state in one ``.npz`` file.
+
+NumPy alone reads it: ``numpy.load(path)["accumulator.0"]``. It holds no pickles; ``meta`` is JSON.
+
+A file that is loaded may come from anywhere. So no general reader of archives or headers sees it:
+its members stand one behind the other as `save` writes them, each with its size and checksum before
+it, and whatever else stands in the file has to be the bytes that `save` would have written there.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import reprlib
+import stat
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+FORMAT = 1
+LARGEST_META = 3 << 20  # bytes; parsed, the worst JSON takes 30 times as much memory
+COUNTS = ("iterations", "calls", "skipped_steps")
+Own = TypeVar("Own", bound="Optimizer")
+
+
+def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint, so that whatever happens `path` is the old file or the new one.
+
+    It is written beside `path` under another name, forced to the disk, and renamed. What a crash
+    leaves of such a file (``.NAME.*.part``) can be deleted.
+    """
+    state = optimizer._snapshot()
+    text = _meta(optimizer, state)
+    target = Path(os.path.realpath(os.fsdecode(path)))
+    mode = _mode(target)
+    part = target.with_name(f".{target.name[:50]}.{os.urandom(8).hex()}.part")
+    try:
+        with open(part, "xb") as file:
+            if mode not in (None, stat.S_IMODE(os.fstat(file.fileno()).st_mode)):
+                os.chmod(part, mode)
+            members = [_write(file, "meta", np.frombuffer(text, np.uint8))]
+            for name, arrays in state["slots"].items():
+                members += [_write(file, f"{name}.{i}", x) for i, x in enumerate(arrays)]
+            file.write(_directory(members))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+    if os.name == "posix":
+        # The rename itself. Where the file system can't, a crash may bring back the old file.
+        with contextlib.suppress(OSError):
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _mode(target: Path) -> int | None:
+    """The permissions of the file that is replaced, which the new one keeps; None if there is none.
+
+    A rename would replace write-protected files, and devices too.
+    """
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(target))
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    return stat.S_IMODE(mode)
+
+
+def _meta(optimizer: "Optimizer", state: dict[str, Any]) -> bytes:
+    config = dict(optimizer.get_config())
+    scale = config.get("lr_scale")
+    if isinstance(scale, dict):  # JSON would make strings of its keys
+        del config["lr_scale"]
+    meta = {
+        "format": FORMAT,
+        "class_name": type(optimizer).__name__,
+        "config": config,
+        "lr_scale": list(map(list, scale.items())) if isinstance(scale, dict) else None,
+        "keys": state["keys"],
+        "slots": list(state["slots"]),
+        **{name: state[name] for name in (*COUNTS, "pending")},
+    }
+    names = {
+        "the model's keys": state["keys"] or (),
+        "lr_scale's keys": scale if isinstance(scale, dict) else (),
+        "exclude_from_weight_decay": config.get("exclude_from_weight_decay", ()),
+    }
+    for what, entries in names.items():
+        if not all(isinstance(x, (str, int)) and not isinstance(x, bool) for x in entries):
+            raise TypeError(
+                f"{what}: {reprlib.repr(list(entries))}; a checkpoint holds strings and integers"
+            )
+    text = json.dumps(meta, allow_nan=False).encode()
+    if len(text) > LARGEST_META:
+        raise ValueError(
+            f"arguments and keys take {len(text)} bytes of JSON; a checkpoint holds {LARGEST_META}"
+        )
+    _read_meta(text)  # so that nothing is written that can't be read
+    return text
+
+
+def load(
+    cls: type[Own],
+    path: str | os.PathLike[str],
+    custom_objects: Mapping[str, Any] | None = None,
+) -> Own:
+    """Read what `save` wrote. ValueError, with the reason, for any other file."""
+    name = os.fsdecode(path)
+    with open(name, "rb", opener=_open) as file:
+        try:
+            return _load(cls, file, custom_objects)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # from_config of any class may raise anything
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{name!r} is not a usable checkpoint: {reason[:500]}") from (
+                error if len(reason) <= 500 else None
+            )
+
+
+def _open(path: str, flags: int) -> int:
+    """Opening a pipe does not wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _load(cls: type[Own], file: BinaryIO, custom_objects: Mapping[str, Any] | None) -> Own:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    members: list[Member] = []
+    meta = _read_meta(
+        _read(file, "meta", members, min(status.st_size, LARGEST_META), (np.uint8,)).tobytes()
+    )
+    if meta["class_name"] != cls.__name__:
+        raise ValueError(f"it holds a {reprlib.repr(meta['class_name'])}, not a {cls.__name__!r}")
+    slots: dict[str, list[NDArray[Any]]] = {}
+    for name in meta["slots"]:
+        slots[name] = []
+        for i in range(len(meta["pending"])):
+            array = _read(file, f"{name}.{i}", members, status.st_size, (np.float32, np.float64))
+            like = slots["accumulator"][i] if name != "accumulator" else array
+            if (array.shape, array.dtype) != (like.shape, like.dtype):
+                raise ValueError(f"{name}.{i} is of another parameter than accumulator.{i}")
+            slots[name].append(array)
+    expected = _directory(members)
+    if file.read(len(expected) + 1) != expected:
+        raise ValueError("its directory is not that of its members")
+    optimizer = cls.from_config(meta["config"], custom_objects)
+    optimizer._restore({"slots": slots, **{n: meta[n] for n in ("keys", "pending", *COUNTS)}})
+    return optimizer
+
+
+class Member(NamedTuple):
+    """What the directory of the archive says of an array."""
+
+    name: bytes
+    size: int
+    crc: int
+    offset: int
+
+
+# An archive of stored members in which all sizes are zip64's, so that there is one form of them.
+# The time of each is the first that there is: equal states make equal files.
+SHORT, LONG, TIME = 0xFFFF, 0xFFFFFFFF, (0, 33)
+
+
+def _local(member: Member) -> bytes:
+    """What stands before a member."""
+    name, size, crc, _ = member
+    lengths = (len(name), 20)
+    head = struct.pack("<4s5H3L2H", b"PK\3\4", 45, 0, 0, *TIME, crc, LONG, LONG, *lengths)
+    return head + name + struct.pack("<2H2Q", 1, 16, size, size)
+
+
+def _directory(members: list[Member]) -> bytes:
+    """What stands behind the last member."""
+    entries = []
+    for name, size, crc, offset in members:
+        head = struct.pack("<4s6H3L", b"PK\1\2", 45, 45, 0, 0, *TIME, crc, LONG, LONG)
+        lengths = struct.pack("<5H2L", len(name), 28, 0, 0, 0, 0, LONG)
+        entries.append(head + lengths + name + struct.pack("<2H3Q", 1, 24, size, size, offset))
+    directory, count, last = b"".join(entries), len(members), members[-1]
+    start = last.offset + len(_local(last)) + last.size
+    size = len(directory)
+    return b"".join(
+        (
+            directory,
+            struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start),
+            struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1),
+            struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, SHORT, SHORT, LONG, LONG, 0),
+        )
+    )
+
+
+def _write(file: BinaryIO, name: str, array: NDArray[Any]) -> Member:
+    """Append an array, which is contiguous in C's or Fortran's order."""
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': {fortran}, 'shape': {array.shape}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    head = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text.encode()
+    data = array.ravel(order="A").view(np.uint8).data
+    crc = zlib.crc32(data, zlib.crc32(head))
+    member = Member(f"{name}.npy".encode(), len(head) + array.nbytes, crc, file.tell())
+    file.write(_local(member) + head)
+    file.write(data)
+    return member
+
+
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>\|u1|[<>]f[48])', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,19}(?:,|(?:, \d{1,19}){1,63}))?)\), \} *\n",
+    re.DOTALL,
+)
+
+
+def _read(
+    file: BinaryIO, name: str, members: list[Member], largest: int, dtypes: tuple[type, ...]
+) -> NDArray[Any]:
+    """The next array, which must have this name and one of these dtypes."""
+    member = Member(f"{name}.npy".encode(), 0, 0, file.tell())
+    head = file.read(len(_local(member)))
+    if len(head) == len(_local(member)):
+        size, crc = struct.unpack("<Q", head[-8:])[0], struct.unpack("<L", head[14:18])[0]
+        member = member._replace(size=size, crc=crc)
+    if head != _local(member):
+        raise ValueError(f"{name} is not where save writes it")
+    if member.size > largest:
+        raise ValueError(f"{name} is said to have {member.size} bytes")
+    data = file.read(member.size)
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise ValueError(f"{name} is damaged: its checksum differs")
+    members.append(member)
+    header = HEADER.match(data)
+    if header is None or struct.unpack("<H", header["length"])[0] != header.end() - 10:
+        raise ValueError(f"{name} has another header than save writes")
+    dtype = np.dtype(header["dtype"].decode())
+    shape = tuple(int(n) for n in header["shape"].replace(b",", b" ").split())
+    if dtype.newbyteorder("=") not in dtypes:
+        raise ValueError(f"{name} has dtype {dtype}")
+    if header.end() + math.prod(shape) * dtype.itemsize != member.size:
+        raise ValueError(f"{name} has shape {shape}, but {member.size - header.end()} bytes")
+    array = np.frombuffer(data, dtype, offset=header.end())
+    return array.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
+
+
+META: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "class_name": (str,),
+    "config": (dict,),
+    "lr_scale": (list, type(None)),
+    "keys": (list, type(None)),
+    "slots": (list,),
+    "iterations": (int,),
+    "calls": (int,),
+    "skipped_steps": (int,),
+    "pending": (list,),
+}
+
+
+def _read_meta(text: bytes) -> dict[str, Any]:
+    """What is in the JSON, once it is of the types that it must have; lr_scale is in config."""
+    meta = json.loads(
+        text.decode(),
+        object_pairs_hook=_unique,
+        parse_constant=_number,
+        parse_float=_number,
+        parse_int=_integer,
+    )
+    if not isinstance(meta, dict) or type(meta.get("format")) is not int:
+        raise ValueError("its meta has no format")
+    if meta["format"] != FORMAT:
+        raise ValueError(f"it has format {meta['format']}; this version reads {FORMAT}")
+    if set(meta) != set(META):
+        raise ValueError(f"its meta has not the entries {list(META)}")
+    for name, kinds in META.items():
+        if type(meta[name]) not in kinds:
+            raise ValueError(f"{name} is {reprlib.repr(meta[name])}")
+    for name in COUNTS:
+        _core.checked_iterations(meta[name], name)
+    slots, pending = meta["slots"], meta["pending"]
+    if slots and slots != [x for x in _core.SLOT_NAMES if x in ("accumulator", *slots)]:
+        raise ValueError(f"slots is {reprlib.repr(slots)}")
+    if not all(type(x) is bool for x in pending) or (pending and not slots):
+        raise ValueError(f"pending is {reprlib.repr(pending)}")
+    if (meta["calls"] > 0 or any(pending)) and "gradient_sum" not in slots:
+        raise ValueError("it stopped between two updates, but has no gradient_sum")
+    if meta["keys"] is not None:
+        meta["keys"] = tuple(_entries("keys", [(key, None) for key in meta["keys"]]))
+        if len(meta["keys"]) != len(pending) or not slots:
+            raise ValueError(f"keys are {len(meta['keys'])}, but there are {len(pending)} arrays")
+    if meta["lr_scale"] is not None:
+        meta["config"]["lr_scale"] = _entries("lr_scale", meta["lr_scale"])
+    excluded = meta["config"].get("exclude_from_weight_decay", ())
+    if not all(type(x) in (str, int) for x in excluded):
+        raise ValueError(f"exclude_from_weight_decay is {reprlib.repr(excluded)}")
+    return meta
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its meta has an entry twice")
+    return found
+
+
+def _number(text: str) -> float:
+    """Of JSON's numbers, not Python's NaN and Infinity, nor 1e999."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"its meta has the number {text[:20]}")
+    return float(text)
+
+
+def _integer(text: str) -> int:
+    if len(text) > 310:  # more than any double; int takes quadratic time
+        raise ValueError(f"its meta has the number {text[:20]}...")
+    return int(text)
+
+
+def _entries(name: str, pairs: list[Any]) -> dict[Any, Any]:
+    """A dict of pairs, the first of which are keys of a model."""
+    for pair in pairs:
+        if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
+            raise ValueError(f"{name} has {reprlib.repr(pair)}")
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"{name} has an entry twice")
+    return found

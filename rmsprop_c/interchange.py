@@ -1,0 +1,304 @@
+"""The state of the RMSprop of PyTorch, Keras 3 and optax, to and from this package's.
+
+State here is a dict of lists of arrays by position: ``accumulator`` (the running mean of squares),
+``momentum``, ``average_gradient`` (of the centered form), ``moving_average`` (of the weights) and
+``gradient_sum`` (what is accumulated in the cycle under way), each where the optimizer has it; and
+beside it the iterations, and the calls in that cycle. No framework is imported.
+
+PyTorch's momentum is without the learning rate (``lr_in_momentum=False``), that of Keras and optax
+with it. optax's is of the opposite sign, which changes here.
+
+Examples
+--------
+>>> import numpy as np
+>>> from rmsprop_c import interchange
+>>> variables = [np.int64(7), np.float32(0.001), np.array([0.5, 0.25])]  # of a Keras optimizer
+>>> interchange.read("keras3", variables, ["accumulator"], count=1)
+({'accumulator': [array([0.5 , 0.25])]}, 7, 0)
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = dict[str, list[NDArray[Any] | None]]  # None: zeros
+
+FRAMEWORKS = ("torch", "keras3", "optax")
+
+# The names of the slots; in Keras their order behind the iterations and the learning rate.
+TORCH = {"accumulator": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"}
+OPTAX = {"accumulator": "nu", "momentum": "trace", "average_gradient": "mu"}
+KERAS = ("moving_average", "gradient_sum", "accumulator", "momentum", "average_gradient")
+# Which option makes a slot.
+OPTIONS = {"momentum": "momentum", "average_gradient": "centered", "moving_average": "use_ema"}
+
+
+def read(
+    framework: str,
+    state: Any,
+    slots: Iterable[str],
+    count: int,
+    cycle: int = 1,
+    keys: Sequence[Any] | None = None,
+) -> tuple[Values, int | None, int]:
+    """Translate another framework's state into this package's.
+
+    Parameters
+    ----------
+    framework : {"torch", "keras3", "optax"}
+        Whose state it is.
+    state : object
+        ``state_dict()`` of torch.optim.RMSprop; the arrays of ``variables`` of Keras's, in order;
+        or the state of optax.rmsprop. Arrays are whatever `numpy.asarray` takes.
+    slots : iterable of str
+        What state this optimizer has.
+    count : int
+        How many parameters it has.
+    cycle : int
+        Its gradient_accumulation_steps, or 1.
+    keys : sequence, optional
+        The keys of its parameters, in order, where they are a dict: optax knows them too.
+
+    Returns
+    -------
+    values : dict of str to list of (ndarray or None)
+        Copies, of each slot. None stands for zeros: PyTorch has no state for a parameter that never
+        had a gradient, and neither it nor optax keeps a gradient_sum. Shapes are not checked.
+    iterations : int or None
+        The number of updates; None where optax does not count them.
+    calls : int
+        The number of calls in the cycle under way.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `state` is of another form, of other options, or of another number of parameters.
+    """
+    slots = set(slots)
+    if _known(framework) == "keras3":
+        order, start = _keras_layout(state, slots, count)
+        arrays = iter(state[start:])
+        found: Values = {slot: [_copy(next(arrays)) for _ in range(count)] for slot in order}
+        return found, *divmod(int(state[0]), cycle)
+    found = {"gradient_sum": [None] * count}
+    iterations: int | None
+    if framework == "torch":
+        entries = [state["state"].get(i, {}) for i in _torch_indices(state, count)]
+        for i, entry in enumerate(entries):
+            if entry:
+                _check_slots(framework, f"state of parameter {i}", entry, TORCH, slots)
+        for slot, name in TORCH.items():
+            found[slot] = [_copy(entry[name]) if name in entry else None for entry in entries]
+        iterations = max((int(entry["step"]) for entry in entries if entry), default=0)
+    else:
+        fields = _optax_fields(state, slots)
+        for slot, name in OPTAX.items():
+            if slot in slots:
+                copies = [_copy(x) for x in _optax_arrays(name, fields[name], count, keys)]
+                found[slot] = [np.asarray(-x) if slot == "momentum" else x for x in copies]
+        iterations = int(fields["count"]) if "count" in fields else None
+    return {slot: arrays for slot, arrays in found.items() if slot in slots}, iterations, 0
+
+
+def write(
+    framework: str,
+    state: Any,
+    values: Mapping[str, Sequence[Any]],
+    iterations: int,
+    calls: int = 0,
+    cycle: int = 1,
+    leaf: Callable[[NDArray[Any]], Any] = np.asarray,
+    keys: Sequence[Any] | None = None,
+) -> Any:
+    """Translate this package's state into another framework's.
+
+    Parameters
+    ----------
+    framework : {"torch", "keras3", "optax"}
+        Whose form it gets.
+    state : object
+        The state, as for `read`, of the optimizer that is to have this one's; it may be fresh, and
+        is not changed.
+    values : mapping of str to sequence of ndarray
+        The slots of this optimizer.
+    iterations, calls, cycle : int
+        Its updates, the calls in the cycle under way, and gradient_accumulation_steps or 1.
+    leaf : callable
+        Makes the other framework's arrays from NumPy's: ``torch.from_numpy`` for PyTorch.
+    keys : sequence, optional
+        As for `read`.
+
+    Returns
+    -------
+    object
+        `state` with copies of `values`, in the dtypes of the arrays they replace, and with the
+        iterations. What else there is, such as the learning rate, stays.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `state` is of another form, of other options, or of other shapes; or if a cycle is under
+        way that the other framework cannot continue.
+    """
+    slots = set(values)
+    count = len(values["accumulator"])
+
+    def put(name: str, value: Any, replaced: Any) -> Any:
+        replaced, value = np.asarray(replaced), np.asarray(value)
+        if replaced.shape != value.shape:
+            raise ValueError(f"{name} has shape {replaced.shape}, but here it is {value.shape}")
+        return leaf(np.array(value, replaced.dtype))
+
+    if _known(framework) == "keras3":
+        order, start = _keras_layout(state, slots, count)
+        arrays = [iterations * cycle + calls, *state[1:start]]
+        arrays += [array for slot in order for array in values[slot]]
+        return [put(f"state[{i}]", *pair) for i, pair in enumerate(zip(arrays, state, strict=True))]
+    if calls:
+        raise ValueError(
+            f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
+            "finish the cycle first"
+        )
+    if framework == "torch":
+        indices = _torch_indices(state, count)
+        for i, group in enumerate(state["param_groups"]):
+            given = ["square_avg"]
+            given += ["momentum_buffer"] if group.get("momentum", 0) > 0 else []
+            given += ["grad_avg"] if group.get("centered") else []
+            _check_slots(framework, f"state of group {i}", given, TORCH, slots)
+        entries = {}
+        for position, index in enumerate(indices):
+            mine = {TORCH[slot]: values[slot][position] for slot in TORCH if slot in slots}
+            old = state["state"].get(index, mine)
+            entries[index] = {"step": put("step", iterations, old.get("step", np.float32(0)))}
+            for name, value in mine.items():
+                entries[index][name] = put(
+                    f"{name} of parameter {position}", value, old.get(name, value)
+                )
+        return {**state, "state": entries, "param_groups": copy.deepcopy(state["param_groups"])}
+    _optax_fields(state, slots)
+
+    def new(name: str, tree: Any) -> Any:
+        if name == "count":
+            return put(name, iterations, tree)
+        slot = next(slot for slot in OPTAX if OPTAX[slot] == name)
+        mine = [-m for m in values[slot]] if slot == "momentum" else values[slot]
+        old = _optax_arrays(name, tree, count, keys)
+        arrays = [put(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(mine, old, strict=True))]
+        if isinstance(tree, Mapping):
+            by_key = dict(zip(keys or (), arrays, strict=True))
+            return type(tree)({key: by_key[key] for key in tree})  # type: ignore[call-arg]
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(*arrays) if hasattr(tree, "_fields") else type(tree)(arrays)
+        return arrays[0]
+
+    return _map_fields(state, new)
+
+
+def _known(framework: str) -> str:
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework is {framework!r}; it must be one of {', '.join(FRAMEWORKS)}")
+    return framework
+
+
+def _copy(array: Any) -> NDArray[Any]:
+    return np.array(np.asarray(array))  # np.array alone warns of a tensor's __array__
+
+
+def _check_slots(
+    framework: str, where: str, given: Any, names: Mapping[str, str], slots: set[str]
+) -> None:
+    """An error if the slots of the other side, by their `names` there, are not those of this."""
+    for slot, name in names.items():
+        if name in given and slot not in slots:
+            raise ValueError(
+                f"{where} has {name}, but this optimizer has no {slot}: make it with "
+                f"{OPTIONS[slot]}"
+            )
+        if name not in given and slot in slots:
+            made = f": make it without {OPTIONS[slot]}" if slot in OPTIONS else ""
+            raise ValueError(f"{where} has no {name}, but this optimizer has {slot}{made}")
+    if "moving_average" in slots:
+        raise ValueError(
+            f"{framework} keeps no average of the weights, but this optimizer does: make it "
+            "without use_ema"
+        )
+
+
+def _keras_layout(state: Any, slots: set[str], count: int) -> tuple[list[str], int]:
+    """The slots in Keras's order, and where they begin: a schedule is no variable."""
+    if not isinstance(state, (list, tuple)):
+        raise TypeError(
+            f"state is of type {type(state).__name__}; pass the values of optimizer.variables, as "
+            "[v.numpy() for v in optimizer.variables]"
+        )
+    order = [slot for slot in KERAS if slot in slots]
+    start = len(state) - count * len(order)
+    if start not in (1, 2) or any(np.ndim(value) for value in state[:start]):
+        raise ValueError(
+            f"state has {len(state)} arrays; for this optimizer it must be iterations, "
+            f"learning_rate (unless that is a schedule) and {count} each of {', '.join(order)}"
+        )
+    return order, start
+
+
+def _torch_indices(state: Any, count: int) -> list[Any]:
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
+        raise TypeError(
+            f"state is of type {type(state).__name__}; pass state_dict(), with state and "
+            "param_groups"
+        )
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    if len(indices) != count:
+        raise ValueError(f"state has {len(indices)} parameters, but this optimizer has {count}")
+    return indices
+
+
+def _map_fields(tree: Any, change: Callable[[str, Any], Any]) -> Any:
+    """A copy of (named) tuples in tuples, where ``change(name, value)`` replaces optax's fields."""
+    if not isinstance(tree, (list, tuple)):
+        return tree
+    names = getattr(tree, "_fields", None)
+    if names is None:
+        return type(tree)(_map_fields(value, change) for value in tree)
+    known = {"count", *OPTAX.values()}
+    pairs = zip(names, tree, strict=True)
+    return type(tree)(*(change(n, v) if n in known else _map_fields(v, change) for n, v in pairs))
+
+
+def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
+    """The values of the fields, all of them there once; a count of each of several owners."""
+    fields: dict[str, Any] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if name in fields and (name != "count" or int(value) != int(fields[name])):
+            raise ValueError(f"state has several {name}; pass the state of one optax.rmsprop")
+        fields[name] = value
+
+    _map_fields(state, collect)
+    if "nu" not in fields:
+        raise ValueError(
+            f"state, of type {type(state).__name__}, has no nu: it is not that of optax.rmsprop"
+        )
+    _check_slots("optax", "state", fields, OPTAX, slots)
+    return fields
+
+
+def _optax_arrays(name: str, tree: Any, count: int, keys: Sequence[Any] | None) -> list[Any]:
+    """The arrays of the parameters in this optimizer's order."""
+    if isinstance(tree, Mapping):
+        if keys is None or set(tree) != set(keys):
+            raise ValueError(
+                f"{name} of state has the keys {list(tree)}, but this optimizer's parameters have "
+                f"{'none' if keys is None else list(keys)}"
+            )
+        return [tree[key] for key in keys]
+    arrays = list(tree) if isinstance(tree, (list, tuple)) else [tree]
+    if len(arrays) != count:
+        raise ValueError(
+            f"{name} of state has {len(arrays)} arrays, but this optimizer has {count} parameters"
+        )
+    return arrays

@@ -1,0 +1,133 @@
+"""The RMSprop of each framework in terms of ours: arguments, defaults, and what is fixed."""
+
+import numbers
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """How one framework's arguments become ours."""
+
+    source: str  # the class, and the version it was compared with
+    names: Mapping[str, str]  # its names of our arguments, where they differ
+    defaults: Mapping[str, Any]  # in our names
+    required: tuple[str, ...] = ()  # in its names
+    ignored: tuple[str, ...] = ()  # arguments that change no number
+    neutral: Mapping[str, Any] = MappingProxyType({})  # known at this value only
+    adjust: Callable[[dict[str, Any]], None] = lambda arguments: None
+
+
+def _tf_keras(arguments: dict[str, Any]) -> None:
+    clipped = [arguments.get(name) for name in ("clipvalue", "clipnorm", "parameter_clipnorm")]
+    on = [isinstance(x, numbers.Real) and float(x) > 0 for x in clipped]
+    if on[0] and any(on[1:]):
+        raise ValueError("tf_keras clips by clipvalue before the norm, here it is the other way")
+    # Without momentum the formula is written out in Python, with it an op of TensorFlow runs.
+    momentum = arguments.get("momentum", 0.0)
+    if isinstance(momentum, numbers.Real):
+        arguments.setdefault("epsilon_in_sqrt", float(momentum) > 0)
+
+
+_KERAS_CLIPPING = {"clipnorm": "parameter_clipnorm", "global_clipnorm": "clipnorm"}
+_KERAS_DEFAULTS = {"lr": 0.001, "rho": 0.9, "epsilon": 1e-7}
+_TENSORFLOW = {"epsilon": 1e-10, "epsilon_in_sqrt": True, "initial_accumulator_value": 1.0}
+
+PRESETS = {
+    "keras2": Preset(
+        "tf.contrib.keras.optimizers.RMSprop, TensorFlow 1.3",
+        {"learning_rate": "lr"},
+        {"lr": 0.001, "rho": 0.9, "epsilon": 1e-8},
+    ),
+    "keras3": Preset(
+        "keras.optimizers.RMSprop, Keras 3.15",
+        {"learning_rate": "lr", **_KERAS_CLIPPING},
+        {**_KERAS_DEFAULTS, "epsilon_in_sqrt": True, "decoupled_weight_decay": True},
+        ignored=("name",),
+        neutral={"loss_scale_factor": None},
+    ),
+    "tf1": Preset(
+        "tf.compat.v1.train.RMSPropOptimizer, TensorFlow 2.21",
+        {"learning_rate": "lr", "decay": "rho"},
+        {"rho": 0.9, **_TENSORFLOW},
+        required=("learning_rate",),
+        ignored=("use_locking", "name"),
+    ),
+    "tf_keras": Preset(
+        "tf_keras.optimizers.legacy.RMSprop, tf_keras 2.21",
+        {"learning_rate": "lr", **_KERAS_CLIPPING},
+        _KERAS_DEFAULTS,
+        ignored=("name",),
+        adjust=_tf_keras,
+    ),
+    "torch": Preset(
+        "torch.optim.RMSprop, PyTorch 2.13",
+        {"learning_rate": "lr", "alpha": "rho", "eps": "epsilon"},
+        {"lr": 0.01, "rho": 0.99, "epsilon": 1e-8, "lr_in_momentum": False},
+        ignored=("foreach", "capturable", "differentiable"),
+    ),
+    "optax": Preset(
+        "optax.rmsprop, optax 0.2.8",
+        {
+            "learning_rate": "lr",
+            "decay": "rho",
+            "eps": "epsilon",
+            "initial_scale": "initial_accumulator_value",
+            "eps_in_sqrt": "epsilon_in_sqrt",
+        },
+        {"rho": 0.9, "epsilon": 1e-8, "epsilon_in_sqrt": True},
+        required=("learning_rate",),
+    ),
+    "timm": Preset(
+        "timm.optim.RMSpropTF, timm 1.0.31",
+        {
+            "learning_rate": "lr",
+            "alpha": "rho",
+            "eps": "epsilon",
+            "decoupled_decay": "decoupled_weight_decay",
+        },
+        {"lr": 0.01, "rho": 0.9, **_TENSORFLOW},
+        ignored=("foreach",),
+        neutral={"caution": False, "corrected_weight_decay": False},
+    ),
+}
+"""Presets by the name that `RMSprop.like` takes."""
+
+
+def translate(framework: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A framework's arguments, and its defaults, as arguments of `RMSprop`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown framework.
+    TypeError
+        For an argument that the framework requires and that is missing, or two for the same thing.
+    """
+    if not isinstance(framework, str) or framework not in PRESETS:
+        raise ValueError(f"framework is {framework!r}; known are {', '.join(PRESETS)}")
+    preset = PRESETS[framework]
+    for name in preset.required:
+        if name not in arguments and preset.names[name] not in arguments:
+            raise TypeError(f"{framework}'s {name} has no default; pass {name}=...")
+    given: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in preset.ignored:
+            continue
+        if name in preset.neutral:
+            if value != preset.neutral[name]:
+                raise ValueError(
+                    f"{name} is {value!r}; of {framework}'s {name} only "
+                    f"{preset.neutral[name]!r} can be done here"
+                )
+            continue
+        own = preset.names.get(name, name)
+        if own in given:
+            raise TypeError(f"{name} was given twice: in {framework} it is {own} here")
+        given[own] = value
+    for name in ("momentum", "weight_decay"):  # None switches them off in Keras 3 and optax
+        if given.get(name, 0.0) is None:
+            given[name] = 0.0
+    translated = {**preset.defaults, **given}
+    preset.adjust(translated)
+    return translated
