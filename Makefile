@@ -5,10 +5,12 @@ VENV = .venv
 BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rmsprop_c/_kernels.* \
 	rmsprop_c/_threads.* rmsprop_c/include/*.h)
+# They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
+ALONE = tf_keras==2.21.0 timm==1.0.31
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run test lint bench results plots guard clean
+.PHONY: run test lint bench peers exhaustive check results plots guard clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -21,8 +23,21 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint rmsprop_c
 	$(BIN)/clang-format --dry-run --Werror rmsprop_c/_kernels.[ch] rmsprop_c/_threads.[ch] \
-		rmsprop_c/include/*.h
+		rmsprop_c/include/*.h bench/exhaustive.c check/*.c tests/naive/*.c
 	$(BIN)/mypy
+
+# Our steps beside those of the real frameworks, over a grid of their options.
+peers: bench/.venv/installed
+	bench/.venv/bin/pytest -q tests/peers
+
+# All 2^32 float32 gradients, each kernel against scalar code, bit by bit: 100 s of processor time.
+exhaustive: $(VENV)/installed
+	$(BIN)/python bench/exhaustive.py
+
+# What is too slow for make test: sanitizers, coverage, mutants, fuzzers. docs/reliability.md has the
+# figures of the last run.
+check: $(VENV)/installed
+	$(BIN)/python check/run.py
 
 # The comparison with the peers that are installed: make bench PEERS=numpy,torch MODELS=MLP
 bench: bench/.venv/installed
@@ -60,6 +75,7 @@ bench/.venv/peers: bench/requirements.txt
 	$(PYTHON) -m venv bench/.venv
 	bench/.venv/bin/python -m pip install -q --upgrade pip
 	bench/.venv/bin/python -m pip install -q -r bench/requirements.txt
+	bench/.venv/bin/python -m pip install -q --no-deps $(ALONE)
 	touch $@
 
 bench/.venv/installed: bench/.venv/peers $(SOURCES) $(wildcard rmsprop_c/*.py)

@@ -1,0 +1,107 @@
+"""`RMSprop.like` computes what the frameworks that are installed compute, at every call.
+
+Tolerances are those of tests/test_peers.py. Run it in the peers' environment:
+bench/.venv/bin/pytest tests/peers
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import DTYPES, LR, grid, inputs
+from frameworks import FRAMEWORKS, trajectory
+from test_peers import assert_close, like, trajectory as our_trajectory
+
+from rmsprop_c import RMSprop
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CASES = {f"{case.framework}-{case.name}": case for case in grid()}
+MAIN = ("plain", "momentum=0.875", "centered", "momentum=0.875,centered")
+EXCHANGED = [f"{framework}-{name}" for framework in ("torch", "keras3", "optax") for name in MAIN]
+EXCHANGED += [
+    "keras3-use_ema,ema_momentum=0.9375,gradient_accumulation_steps=4",
+    "keras3-CosineDecay,momentum=0.875,weight_decay=0.25,gradient_accumulation_steps=4",
+    "optax-momentum=0.875,nesterov",
+    "optax-bias_correction",
+]
+# Arguments that both sides have. The frameworks' others choose an implementation.
+SHARED = {
+    "torch": "lr alpha eps weight_decay momentum centered maximize",
+    "keras3": "learning_rate rho momentum epsilon centered weight_decay clipnorm clipvalue "
+    "global_clipnorm use_ema ema_momentum ema_overwrite_frequency gradient_accumulation_steps",
+    "tf1": "learning_rate decay momentum epsilon centered",
+    "tf_keras": "learning_rate rho momentum epsilon centered",
+    "optax": "learning_rate decay eps initial_scale eps_in_sqrt centered momentum nesterov "
+    "bias_correction",
+    "timm": "lr alpha eps weight_decay momentum centered decoupled_decay lr_in_momentum",
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_framework_is_repeated_at_every_call(name, dtype):
+    case = CASES[name]
+    expected_params, expected_averages = trajectory(case, dtype)
+    steps = our_trajectory(case, dtype, *inputs(dtype, case.scale))
+    for call, (params, averages) in enumerate(steps):
+        assert_close(params, expected_params[call], case, dtype, f"call {call + 1}")
+        if averages:
+            expected = expected_averages[call]
+            assert_close(averages, expected, case, dtype, f"averages, call {call + 1}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_training_goes_on_after_state_came_over_and_after_it_went_back(name, dtype):
+    # After 10 calls Keras is in the middle of a cycle of gradient_accumulation_steps=4.
+    case = CASES[name]
+    start, grads = inputs(dtype, case.scale)
+    make = FRAMEWORKS[case.framework]
+    theirs = make(start, case.arguments)
+    for g in grads[:10]:
+        theirs.step(g)
+    params = theirs.params()
+    opt = like(case, dtype)
+    opt.build(params)
+    opt.import_state(case.framework, theirs.state())
+    for call, g in enumerate(grads[10:30], 11):
+        theirs.step(g)
+        opt.step(params, g)
+        assert_close(params, theirs.params(), case, dtype, f"call {call}")
+
+    theirs = make(params, case.arguments)
+    theirs.load(opt.export_state(case.framework, theirs.state(), leaf=theirs.leaf))
+    for call, g in enumerate(grads[30:], 31):
+        theirs.step(g)
+        opt.step(params, g)
+        assert_close(params, theirs.params(), case, dtype, f"call {call}")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_defaults_are_those_of_the_framework(framework):
+    original = FRAMEWORKS[framework].original()
+    signature = inspect.signature(original.__init__ if inspect.isclass(original) else original)
+    shared = {name: signature.parameters[name].default for name in SHARED[framework].split()}
+    required = {"learning_rate": LR} if shared.get("learning_rate") is signature.empty else {}
+    given = RMSprop.like(framework, **shared | required)
+    assert given.get_config() == RMSprop.like(framework, **required).get_config()
+
+
+def test_the_readme_shows_how_state_comes_over_from_pytorch():
+    torch = pytest.importorskip("torch")
+    (code,) = re.findall(
+        r"^```python\n(opt = RMSprop.like.*?)^```", README, re.DOTALL | re.MULTILINE
+    )
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    torch_optimizer = torch.optim.RMSprop([weight], lr=0.01, momentum=0.9)
+    weight.grad = torch.arange(3, dtype=torch.float64)
+    torch_optimizer.step()
+    params, grad = [weight.detach().numpy().copy()], weight.grad.numpy()
+    training = "opt.step(params, [grad]); weight.data[:] = torch.from_numpy(params[0])"
+    scope = locals() | {"RMSprop": RMSprop}
+    exec(code.replace("\n...\n", f"\n{training}\n"), scope)
+    torch_optimizer.step()
+    scope["opt"].step(params, [grad])
+    assert np.abs(weight.detach().numpy() - params[0]).max() < 1e-15
