@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from limit import Limit
-from sweep import MLP, arrays, compare, repeated, stepper, with_threads
+from sweep import MLP, OPTIONS, arrays, compare, repeated, stepper, with_threads
 from tqdm import tqdm
 from training import NumpyOut
 
@@ -34,6 +34,12 @@ CELLS = {  # model, dtype, options, what ours is compared with
         MLP,
         "float32",
         {"clipnorm": 1.0, "clipvalue": 0.1, "decay": 1e-4},
+        "limit",
+    ),
+    "1x10M float32, most options / limit": (
+        [(10_000_000,)],
+        "float32",
+        OPTIONS["together"],
         "limit",
     ),
     "1x10 float32 / NumPy": ([(10,)], "float32", {}, "numpy"),

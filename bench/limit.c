@@ -108,6 +108,61 @@ void traffic(size_t tensors, char *const *p, const char *const *g, char *const *
     }
 }
 
+/* The traffic of one pass over `bytes` of any number of arrays: `read` is read, unless it is NULL,
+ * and `count` of `written` are read and written back. For the options that move more than a step. */
+#define STREAMS(count)                                                                        \
+    for (size_t i = begin; i + VECTOR_BYTES <= end; i += VECTOR_BYTES) {                      \
+        const vector bits = *(const vector *)(read + i) & mask;                               \
+        for (int k = 0; k < count; k++) {                                                     \
+            *(vector *)(w[k] + i) ^= bits;                                                    \
+        }                                                                                     \
+        sum |= bits;                                                                          \
+    }                                                                                         \
+    break;
+
+static uint64_t streams_range(char *const *written, int count, const char *read, size_t begin,
+                              size_t end, uint64_t mask)
+{
+    char *w[5] = {0};
+    vector sum = {0};
+    for (int k = 0; k < count; k++) {
+        w[k] = written[k];
+    }
+    switch (count) {
+    case 0: STREAMS(0)
+    case 1: STREAMS(1)
+    case 2: STREAMS(2)
+    case 3: STREAMS(3)
+    case 4: STREAMS(4)
+    case 5: STREAMS(5)
+    }
+    return sum[0];
+}
+
+uint64_t streams(char *const *written, int count, const char *read, size_t bytes, uint64_t mask,
+                 int threads, size_t repeats)
+{
+    uint64_t sum = 0;
+    if (read == NULL) {
+        read = written[0]; /* what is written is read anyway */
+    }
+    for (size_t r = 0; r < repeats; r++) {
+        if (threads == 1) {
+            sum |= streams_range(written, count, read, 0, bytes, mask);
+            continue;
+        }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) reduction(| : sum)
+        {
+            const size_t n = (size_t)omp_get_num_threads(), k = (size_t)omp_get_thread_num();
+            sum |= streams_range(written, count, read, bytes / n * k / 64 * 64,
+                                 k + 1 < n ? bytes / n * (k + 1) / 64 * 64 : bytes, mask);
+        }
+#endif
+    }
+    return sum;
+}
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define IN_REGISTER "v"

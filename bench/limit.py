@@ -137,6 +137,48 @@ class Limit:
 
         return run
 
+    def streams(self, passes, threads):
+        """Bind the traffic of passes over arrays of one size, for options that move more.
+
+        Parameters
+        ----------
+        passes : list of (list of ndarray, ndarray or None)
+            For each pass, the arrays that it reads and writes back, at most five, and one that it
+            only reads. All keep their values.
+        threads : int
+            Size of the OpenMP team; 1 runs serially.
+
+        Returns
+        -------
+        callable
+            ``run(repeats)``.
+        """
+        streams = self._library.streams
+        pointers, size = ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t
+        streams.argtypes = [
+            pointers,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            size,
+            ctypes.c_uint64,
+            ctypes.c_int,
+            size,
+        ]
+        streams.restype = ctypes.c_uint64
+        calls = []
+        for written, read in passes:
+            lists = (ctypes.c_void_p * max(len(written), 1))(*[x.ctypes.data for x in written])
+            nbytes = (written[0] if written else read).nbytes
+            address = None if read is None else read.ctypes.data
+            calls.append((lists, len(written), address, nbytes, 0, threads, 1))
+
+        def run(repeats, keep=passes):
+            for _ in range(repeats):
+                for call in calls:
+                    streams(*call)
+
+        return run
+
     def divider(self, dtype, elements, threads):
         """Bind the divider's share of one step: a square root and a division per element.
 

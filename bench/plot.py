@@ -135,6 +135,33 @@ def scaling():
     save(figure, "scaling")
 
 
+def variants():
+    """Each option on 25 million elements against the memory traffic that it needs."""
+    result = read("sweep")
+    rows = result["variants"]
+    names = list(dict.fromkeys(row["option"] for row in rows))[::-1]
+    series = list(dict.fromkeys((row["dtype"], row["threads"]) for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 0.26 * len(names) + 1.2))
+    for i, (dtype, threads) in enumerate(series):
+        here = [r for r in rows if (r["dtype"], r["threads"]) == (dtype, threads)]
+        offset = (i - (len(series) - 1) / 2) * 0.12
+        axes.scatter(
+            [row["ours"]["ratio"] for row in here],
+            [names.index(row["option"]) + offset for row in here],
+            s=22,
+            label=f"{dtype}, {threads} thread{'s' if threads > 1 else ''}",
+            zorder=3,
+        )
+    axes.axvline(1, color=GREY, linewidth=1.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, 1.3)
+    axes.set_xlabel("time of a step, as a multiple of its own memory traffic without arithmetic")
+    axes.set_title(f"25 million elements, {result['machine']['processor']}", color=GREY)
+    axes.grid(axis="x")
+    axes.legend(loc="center left", fontsize=9)
+    save(figure, "options")
+
+
 def epoch():
     """Where the time of a training iteration goes, with NumPy's update and with ours."""
     result = read("training")
@@ -180,10 +207,13 @@ def comparison():
     (DOCS / "comparison.md").write_text("\n".join(text).rstrip() + "\n")
 
 
+PICTURES = (speedup, bandwidth, scaling, variants, epoch, comparison)
+
+
 def main():
     DOCS.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
-        for draw in tqdm((speedup, bandwidth, scaling, epoch, comparison), unit="picture"):
+        for draw in tqdm(PICTURES, unit="picture"):
             draw()
 
 

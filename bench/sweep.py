@@ -29,6 +29,45 @@ OPTIONS = {
     "clipvalue": {"clipvalue": 0.5},
     "decay": {"decay": 1e-4},
     "clipnorm": {"clipnorm": 1.0},
+    "parameter_clipnorm": {"parameter_clipnorm": 1.0},
+    "lr_scale": {"lr_scale": (0.5,)},
+    "maximize": {"maximize": True},
+    "bias_correction": {"bias_correction": True},
+    "epsilon_in_sqrt": {"epsilon_in_sqrt": True},
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "centered": {"centered": True},
+    "centered, momentum": {"centered": True, "momentum": 0.5},
+    "weight_decay": {"weight_decay": 2.0**-10},
+    "decoupled": {"weight_decay": 2.0**-10, "decoupled_weight_decay": True},
+    "use_ema": {"use_ema": True},
+    "zero_grad": {"zero_grad": True, "rho": 1.0},  # else accumulators would become subnormal
+    "flush_subnormals": {"flush_subnormals": True},
+    "nonfinite": {"nonfinite": "skip"},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "together": {
+        "centered": True,
+        "momentum": 0.5,
+        "weight_decay": 2.0**-10,
+        "use_ema": True,
+        "clipvalue": 0.5,
+    },
+}
+# What a step with such an option moves, pass by pass: how many arrays are read and written back,
+# and whether the gradient is read. Without an entry: what a plain step does.
+PLAIN = [(2, True)]
+TRAFFIC = {
+    "clipnorm": [(0, True), *PLAIN],
+    "parameter_clipnorm": [(0, True), *PLAIN],
+    "nonfinite": [(0, True), *PLAIN],
+    "momentum": [(3, True)],
+    "nesterov": [(3, True)],
+    "centered": [(3, True)],
+    "centered, momentum": [(4, True)],
+    "use_ema": [(3, True)],
+    "zero_grad": [(3, False)],
+    "accumulation": [(1, True), (3, True)],  # of two calls
+    "together": [(5, True)],
 }
 
 
@@ -150,7 +189,7 @@ def kernel(seconds, progress):
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    scalars = (ctypes.c_double * 5)(2.0**-10, 0.9, 1e-8, 1.0, np.inf)
+    scalars = (ctypes.c_double * 11)(2.0**-10, 0.9, 1e-8, 1.0, np.inf)  # the others are off
     rows = []
     chosen = _core.chosen_isa()
     widths = {"portable": 16, "avx2": 32, "avx512": 64}
@@ -185,11 +224,43 @@ def options(limit, seconds, progress):
     cases = [(m, d) for m in models for d in ("float32", "float64")]
     for model, dtype in progress(cases, "options"):
         params, grads = arrays(models[model], dtype)
-        contestants = {
-            name: with_threads(1, stepper(params, grads, **chosen)[1])
-            for name, chosen in OPTIONS.items()
-        }
+        contestants = {}
+        for name, chosen in OPTIONS.items():
+            if "lr_scale" in chosen:
+                chosen = {"lr_scale": chosen["lr_scale"] * len(params)}
+            own = [g.copy() for g in grads] if "zero_grad" in chosen else grads
+            contestants[name] = with_threads(1, stepper(params, own, **chosen)[1])
         rows.append({"model": model, "dtype": dtype, **compare(contestants, seconds)})
+    return rows
+
+
+def variants(limit, seconds, progress):
+    """Each option on one large array, against a loop with its own traffic and no arithmetic."""
+    rows = []
+    n = 25_000_000
+    cases = [(d, t, o) for d in ("float32", "float64") for t in (1, 2) for o in OPTIONS]
+    for dtype, threads, name in progress(cases, "variants"):
+        params, grads = arrays([(n,)], dtype)
+        opt, ours = stepper(params, grads, **OPTIONS[name])
+        opt.step(params, grads)
+        state = params + list(opt.weights)
+        others = [np.zeros(n, dtype) for _ in range(5)]
+        passes = [
+            (
+                (state + others)[:written] if read else [*state[:2], *grads],
+                grads[0] if read else None,
+            )
+            for written, read in TRAFFIC.get(name, PLAIN)
+        ]
+        calls = 2 if name == "accumulation" else 1
+        found = compare(
+            {
+                "traffic": limit.streams(passes, threads),
+                "ours": with_threads(threads, lambda r, calls=calls, ours=ours: ours(r * calls)),
+            },
+            seconds / 3,
+        )
+        rows.append({"dtype": dtype, "threads": threads, "option": name, **found})
     return rows
 
 
@@ -208,7 +279,13 @@ def scaling(limit, seconds, progress):
     return rows
 
 
-PARTS = {"sizes": sizes, "kernel": kernel, "options": options, "scaling": scaling}
+PARTS = {
+    "sizes": sizes,
+    "kernel": kernel,
+    "options": options,
+    "variants": variants,
+    "scaling": scaling,
+}
 
 
 def main():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmsprop_c import RMSprop
+from rmsprop_c import RMSprop, optimizer
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -43,6 +43,26 @@ def test_the_traffic_limit_leaves_the_arrays_as_they_are():
     arrays = [[np.arange(5.0, 1005.0)] for _ in range(3)]
     Limit(16).traffic(*arrays, 1)(3)
     assert all((array == np.arange(5.0, 1005.0)).all() for (array,) in arrays)
+
+
+def test_the_traffic_of_options_leaves_the_arrays_as_they_are():
+    from limit import Limit
+
+    arrays = [np.arange(5.0, 1005.0) for _ in range(6)]
+    for written in range(6):
+        for threads in (1, 2):
+            passes = [(arrays[:written], arrays[5])] + [(arrays[:written], None)] * (written > 0)
+            Limit(16).streams(passes, threads)(3)
+    assert all((array == np.arange(5.0, 1005.0)).all() for array in arrays)
+
+
+def test_every_option_has_its_measurement():
+    from sweep import OPTIONS
+
+    measured = {name for options in OPTIONS.values() for name in options}
+    free = {"exclude_from_weight_decay", "ema_momentum", "ema_overwrite_frequency"}
+    free |= {"initial_accumulator_value", "lr_in_momentum"}  # numbers only, no other instructions
+    assert measured | free >= set(optimizer.OPTIONS)
 
 
 def test_the_numpy_rival_of_the_benchmarks_has_our_bits():
