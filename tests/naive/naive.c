@@ -1,0 +1,56 @@
+/* RMSprop over raw pointers with OpenMP, as people write it. It has the right bits where nothing
+ * goes wrong; test_hazards.py makes things go wrong. */
+#include <math.h>
+#include <omp.h>
+
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#else
+#include <fenv.h>
+#endif
+
+void naive_step(float *p, const float *g, float *a, float *m, long n, float lr, float rho,
+                float epsilon, float momentum, float scale, int threads)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        const long k = omp_get_thread_num();
+        for (long i = n * k / threads; i < n * (k + 1) / threads; i++) {
+            const float gradient = g[i] * scale;
+            a[i] = rho * a[i] + (1 - rho) * (gradient * gradient);
+            const float d = (lr * gradient) / (sqrtf(a[i]) + epsilon);
+            m[i] = momentum * m[i] + d;
+            p[i] -= m[i];
+        }
+    }
+}
+
+float naive_sum_of_squares(const float *g, long n, int threads)
+{
+    float sum = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum)
+    for (long i = 0; i < n; i++) {
+        sum += g[i] * g[i];
+    }
+    return sum;
+}
+
+/* What a library leaves behind that was linked with -ffast-math, or that rounds its own way: on x86
+ * the control register, elsewhere the rounding mode. */
+void set_environment(unsigned int value)
+{
+#ifdef __SSE2__
+    _mm_setcsr(value);
+#else
+    fesetround(value ? FE_UPWARD : FE_TONEAREST);
+#endif
+}
+
+unsigned int get_environment(void)
+{
+#ifdef __SSE2__
+    return _mm_getcsr() & ~0x3fu; /* without the sticky flags */
+#else
+    return fegetround() == FE_UPWARD;
+#endif
+}
