@@ -1,0 +1,166 @@
+"""Lines and branches of the C core and of _core.pyx that the suite reaches.
+
+gcov's own counts, also for the pyx: Cython writes into the C file which line of the pyx each part
+comes from, so that code without the GIL and in threads is counted like any other, which Cython's
+line tracing can't do. A branch of the pyx is one of its own decisions (if, while, and, or); those
+that only ask whether a call has raised are left out. What stays uncovered needs a reason in
+reasons.json.
+
+    python check/gcov.py [arguments of pytest]
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from shared import SUITE, build, copy_tree, environment, record, run, unexplained
+from tqdm import tqdm
+
+LEAST = 95.0
+FLAGS = ["-O0", "-g", "--coverage", "-fprofile-update=atomic", "-DCYTHON_WITHOUT_ASSERTIONS"]
+ORIGIN = re.compile(r'/\* "rmsprop_c/_core\.pyx":(\d+)$')
+DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|break;)")
+LOOP = re.compile(r"\bfor .* in ")
+# The kernels' disassembly looks for what only the optimiser makes.
+KERNELS = ["-k", "not own_registers and not contracts and not half_a_megabyte"]
+# Children of a fork leave by os._exit, behind gcov's back.
+EXIT = """
+import ctypes, os, sys
+leave = os._exit
+def dump_and_leave(code):
+    if core := sys.modules.get("rmsprop_c._core"):
+        ctypes.CDLL(core.__file__).rmsprop_gcov_dump()
+    leave(code)
+os._exit = dump_and_leave
+"""
+DUMP = """
+void __gcov_dump(void);
+__attribute__((visibility("default"))) void rmsprop_gcov_dump(void)
+{
+    __gcov_dump();
+}
+"""
+# One copy of each function of the template for each type and instruction set: gcov counts the
+# branches of every place into which one is inlined apart.
+INLINED = "static inline __attribute__((always_inline))"
+NOT_INLINED = "static __attribute__((noinline))"
+
+
+def counts_of(tree):
+    """gcov's lines of every source: {file: {line: (count, branches, function)}}, merged."""
+    found = defaultdict(dict)
+    for data in sorted((tree / "build").rglob("*.gcda")):
+        said = run(["gcov", "--json-format", "--stdout", "--branch-probabilities", data], cwd=tree)
+        for file in json.loads(said)["files"]:
+            lines = found[str(Path(file["file"]))]
+            for line in file["lines"]:
+                number = line["line_number"]
+                branches = [b["count"] for b in line["branches"]]
+                count, before = lines.get(number, (0, []))
+                merged = [
+                    (before[i] if i < len(before) else 0)
+                    + (branches[i] if i < len(branches) else 0)
+                    for i in range(max(len(before), len(branches)))
+                ]
+                lines[number] = count + line["count"], merged
+    return found
+
+
+def core_lines(tree, counts):
+    """The counts of _core.c as counts of the pyx's lines."""
+    lines = {}
+    source = (tree / "rmsprop_c/_core.pyx").read_text().splitlines()
+    number = None
+    for i, text in enumerate((tree / "rmsprop_c/_core.c").read_text().splitlines(), 1):
+        if origin := ORIGIN.search(text):
+            number = int(origin[1])
+        elif text.startswith("}"):
+            number = None
+        elif number and i in counts:
+            count, branches = counts[i]
+            before, decided = lines.get(number, (0, []))
+            if DECISION.match(text) and not LOOP.search(source[number - 1]):
+                decided = decided + branches
+            lines[number] = max(before, count), decided
+    return lines
+
+
+def summary(lines):
+    """Reached lines, lines, reached branches, branches."""
+    branches = [b for _, found in lines.values() for b in found]
+    reached = sum(count > 0 for count, _ in lines.values())
+    return reached, len(lines), sum(b > 0 for b in branches), len(branches)
+
+
+def shares(counts):
+    """The counts as a text."""
+    a, b, c, d = counts
+    return f"{100 * a / b:.1f} % of {b} lines, {100 * c / d if d else 100:.1f} % of {d} branches"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as name, tqdm(total=3, unit="step") as progress:
+        folder = Path(name)
+        tree = copy_tree(folder)
+        header, threads = tree / "rmsprop_c/include/rmsprop.h", tree / "rmsprop_c/_threads.c"
+        header.write_text(header.read_text().replace(INLINED, NOT_INLINED))
+        threads.write_text(threads.read_text() + DUMP)
+        build(folder, tree, FLAGS)
+        progress.update()
+        python = environment(folder, tree, first="import dump_at_exit")
+        (tree / "dump_at_exit.py").write_text(EXIT)
+        command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
+        suite_with_kernels = [*KERNELS, *(word for word in SUITE if "kernels" not in word)]
+        with subprocess.Popen(
+            [*command, *suite_with_kernels, *sys.argv[1:]],
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as suite:
+            for line in suite.stdout:
+                tqdm.write(line.rstrip())
+        progress.update()
+        if suite.returncode:
+            return suite.returncode
+        counts = counts_of(tree)
+        files = {
+            "include/rmsprop.h": counts["rmsprop_c/include/rmsprop.h"],
+            "_kernels.c": counts["rmsprop_c/_kernels.c"],
+            "_kernels.h": counts["rmsprop_c/_kernels.h"],
+            "_threads.c": counts["rmsprop_c/_threads.c"],
+            "_core.pyx": core_lines(tree, counts["rmsprop_c/_core.c"]),
+        }
+        progress.update()
+        uncovered, parts = {}, []
+        totals = {"The C core": [0] * 4, "_core.pyx": [0] * 4}
+        for file, lines in files.items():
+            source = (tree / "rmsprop_c" / file).read_text().splitlines()
+            parts.append(f"`{file}` {shares(summary(lines))}")
+            total = totals["_core.pyx" if file == "_core.pyx" else "The C core"]
+            total[:] = [x + y for x, y in zip(total, summary(lines), strict=True)]
+            open_lines = [
+                source[i - 1].strip()
+                for i, (count, branches) in sorted(lines.items())
+                if count == 0 or not all(branches)
+            ]
+            if open_lines:
+                uncovered[file] = list(dict.fromkeys(open_lines))
+    low = [name for name, (a, b, c, d) in totals.items() if min(a / b, c / d) < LEAST / 100]
+    parts.insert(0, f"the C core {shares(totals['The C core'])}")
+    print(*parts, sep="\n")
+    record(
+        "Coverage by the suite",
+        {"summary": " ".join(["; ".join(parts), *sys.argv[1:]]), "uncovered": uncovered},
+    )
+    missing = unexplained("uncovered", uncovered)
+    print(*[f"not covered, without a reason: {text}" for text in missing], sep="\n")
+    print(*[f"{file} is below {LEAST} %" for file in low], sep="\n")
+    return bool(missing or low)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Changes of one place of a source text, and their judgement in processes of their own."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+KILLED, SURVIVED, STILLBORN = "killed", "survived", "stillborn"
+
+
+class Mutant(NamedTuple):
+    """A change: source[start:end] becomes new."""
+
+    start: int
+    end: int
+    new: str
+
+    def apply(self, source):
+        return source[: self.start] + self.new + source[self.end :]
+
+    def show(self, source):
+        """The line before and after, as reasons.json has it."""
+        first = source.rfind("\n", 0, self.start) + 1
+        last = source.find("\n", max(self.end, self.start))
+        old = source[first:last]
+        new = source[first : self.start] + self.new + source[self.end : last]
+        return " -> ".join(" ".join(text.strip("\\ \n").split()) for text in (old, new))
+
+    def line(self, source):
+        return source.count("\n", 0, self.start) + 1
+
+
+def survives(function, seconds):
+    """Whether function() returns True in a child, in time, without a crash."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            os.setpgid(0, 0)
+            code = 0 if function() else 1
+        finally:
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status == 0
+        time.sleep(0.01)
+    for kill in (os.killpg, os.kill):  # with what its tests have started
+        with contextlib.suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def summarize(file, source, outcomes, least):
+    """Figures of a run: {mutant: outcome} -> (figures to record, whether enough were killed)."""
+    killed = [m for m, outcome in outcomes.items() if outcome == KILLED]
+    alive = sorted(m for m, outcome in outcomes.items() if outcome == SURVIVED)
+    total = len(killed) + len(alive)
+    share = 100 * len(killed) / max(total, 1)
+    figures = {
+        "summary": f"{len(killed)} of {total} mutants of `{file}` killed ({share:.1f} %)",
+        "survivors": {file: list(dict.fromkeys(m.show(source) for m in alive))},
+    }
+    print(figures["summary"])
+    for mutant in alive:
+        print(f"survived, line {mutant.line(source)}: {mutant.show(source)}", file=sys.stdout)
+    return figures, share >= least
