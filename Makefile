@@ -7,6 +7,8 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/_threads.* rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
+# Each test of these runs in four threads at once, too: their optimizers share the process.
+PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
@@ -17,6 +19,7 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --parallel-threads=4 $(PARALLEL)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

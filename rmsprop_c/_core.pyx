@@ -669,8 +669,8 @@ cdef class Plan:
         The keys of a model that is a dict.
     """
 
-    cdef readonly object keys
-    cdef readonly list slots     # of arrays by position, for each slot; None: not made yet
+    cdef object keys
+    cdef list slots              # of arrays by position, for each slot; None: not made yet
     cdef int made                # bits of the slots that are
     cdef bint float32
     cdef int64_t elements        # of all positions
@@ -1555,21 +1555,32 @@ cdef class Core:
     def _assign(self, slots, iterations=None, calls=None):
         """Set slots that exist, from arrays of their shapes and dtypes, between two steps."""
         cdef Py_ssize_t i
+        cdef cnp.ndarray own, x
+        cdef list pairs = []
+        cdef int64_t steps, count = 0
         self.enter()
         try:
             self.hold()
             for name in slots:
-                if self.plan is None or [x.shape for x in slots[name]] != [
-                        own.shape for own in self.plan.slots[SLOT_NAMES.index(name)] or ()]:
+                owned = () if self.plan is None else self.plan.slots[SLOT_NAMES.index(name)] or ()
+                if [value.shape for value in slots[name]] != [mine.shape for mine in owned]:
                     raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
-            for name in slots:
-                self.plan.fill(SLOT_NAMES.index(name), slots[name])
-            if iterations is not None:
-                self.steps = iterations
+                for own, x in zip(owned, slots[name]):
+                    fortran = own.flags.f_contiguous and not own.flags.c_contiguous
+                    pairs.append((own, np.asarray(x, order="F" if fortran else "C")))
+            steps = self.steps if iterations is None else iterations
             if calls is not None:
-                self.calls = calls
+                count = calls
+            # No call of NumPy's: it would let go of the GIL, and a fork could find half of it.
+            rmsprop_threads_enter()
+            for own, x in pairs:
+                memcpy(cnp.PyArray_BYTES(own), cnp.PyArray_BYTES(x), cnp.PyArray_NBYTES(own))
+            self.steps = steps
+            if calls is not None:
+                self.calls = count
                 for i in range(self.plan.count):
-                    self.plan.tensors[i].pending = calls > 0
+                    self.plan.tensors[i].pending = count > 0
+            rmsprop_threads_leave()
         finally:
             self.leave()
 

@@ -390,6 +390,111 @@ def test_no_child_of_100_forks_sees_half_a_step_of_three_threads(library, thread
         raise failures[0]
 
 
+@promise(native=True)
+def test_a_librarys_fork_waits_for_the_steps_under_way_and_for_no_others(library):
+    """Steps of three threads overlap all the time: there may be no moment without any."""
+    import ctypes
+
+    other = ctypes.CDLL(os.environ["NAIVE_LIBRARY"])
+    other.seconds_to_fork.restype = ctypes.c_double
+    library.set_num_threads(1)
+    size, took, forks, stop = 1 << 21, [], [], threading.Event()
+
+    def stepping():
+        params, grads = model(size)
+        opt = library.RMSprop()
+        while not stop.is_set():
+            begin = time.perf_counter()
+            opt.step(params, grads)
+            took.append(time.perf_counter() - begin)
+
+    def forking():
+        while len(took) < 10:
+            time.sleep(0.001)
+        for _ in range(20):
+            forks.append(other.seconds_to_fork())
+        stop.set()
+
+    in_threads(stepping, stepping, stepping, forking)
+    assert np.median(forks) < 3 * np.median(took), (sorted(forks), sorted(took))
+
+
+@promise()
+def test_a_child_sees_no_half_of_what_an_option_keeps_from_its_first_step_on(library):
+    """A slot that the first step with an option makes is the child's wholly, or not at all."""
+    size = 1 << 22
+    for wait in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012):
+        opt, params = library.RMSprop(), uniform(1, size)
+        params[0][...] = 5
+        grads = [np.ones_like(params[0])]
+        opt.step(params, grads)
+        opt.use_ema = True
+        worker = threading.Thread(target=opt.step, args=(params, grads))
+        worker.start()
+        time.sleep(wait)
+
+        def look(opt=opt, params=params, grads=grads):
+            opt.step(params, grads)
+            for x in [*params, *opt.get_weights()]:
+                assert (x == x[0]).all(), "half of a start"
+
+        in_child(look)
+        worker.join()
+
+
+@promise()
+def test_a_child_names_the_gradient_that_is_to_blame_in_its_own_step(library):
+    """The parent forks while another thread's step is refused, for another gradient."""
+    size = 1 << 22
+    params, grads = model(size, size)
+    bad, worse = ([grads[0].copy(), grads[1].copy()] for _ in range(2))
+    bad[0][-1] = worse[1][-1] = np.nan
+    for _ in range(4):
+        opt = library.RMSprop(nonfinite="raise")
+        opt.step(params, grads)
+
+        def refused(which, culprit, opt=opt):
+            with pytest.raises(ValueError, match=rf"^grads\[{culprit}\]"):
+                opt.step(params, which)
+
+        worker = threading.Thread(target=refused, args=(bad, 0))
+        worker.start()
+        time.sleep(0.001)  # the fork waits for the step, and comes before the thread goes on
+        in_child(lambda refused=refused: refused(worse, 1))
+        worker.join()
+
+
+@promise()
+def test_no_child_sees_half_of_set_weights(library):
+    opt, (p,) = library.RMSprop(momentum=0.5), uniform(1, 1 << 22)
+    opt.build([p])
+    states = [[np.full_like(p, value)] * 2 for value in (1, 2)]
+    stop = threading.Event()
+
+    def setting():
+        while not stop.is_set():
+            for state in states:
+                opt.set_weights(state)
+
+    def look():
+        found = {float(x) for weight in opt.get_weights() for x in (weight.min(), weight.max())}
+        assert len(found) == 1, f"half of a state: {found}"
+
+    def forking():
+        try:
+            for _ in range(30):
+                in_child(look)
+        except AssertionError as error:
+            failures.append(error)
+        finally:
+            stop.set()
+
+    failures = []
+    in_threads(setting, forking)
+    if failures:
+        raise failures[0]
+
+
 # Threads
 
 
