@@ -28,6 +28,9 @@ lint: $(VENV)/installed
 	$(BIN)/clang-format --dry-run --Werror rmsprop_c/_kernels.[ch] rmsprop_c/_threads.[ch] \
 		rmsprop_c/include/*.h bench/exhaustive.c check/*.c tests/naive/*.c
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing/user.py
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/user.py
+	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest.txt rmsprop_c
 
 # Our steps beside those of the real frameworks, over a grid of their options.
 peers: bench/.venv/installed

@@ -2,6 +2,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 SLOT_NAMES: tuple[str, ...]
 
@@ -20,6 +21,7 @@ def configure_minimums(
 ) -> dict[str, int]: ...
 def checked_iterations(value: Any, name: str) -> int: ...
 
+@disjoint_base
 class Core:
     iterations: int
     skipped_steps: int

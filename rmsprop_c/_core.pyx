@@ -1075,6 +1075,7 @@ cdef class Bound:
         self.optimizer.advance(self.params, self.grads)
 
 
+@cython.auto_pickle(False)   # Optimizer says how it pickles
 cdef class Core:
     """Hyper-parameters and state in C, and the step that uses them: base of ``Optimizer``."""
 

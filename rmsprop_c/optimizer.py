@@ -272,7 +272,7 @@ class Optimizer(_core.Core):
             raise ValueError("bias_correction divides by 1 - rho**t, so rho can't be 1")
 
     @property
-    def lr(self) -> Any:
+    def lr(self) -> float:
         """float: the learning rate at this point. Assign a number, or a callable.
 
         A callable is given the number of calls of `step` so far (without skipped ones) and returns
@@ -283,7 +283,7 @@ class Optimizer(_core.Core):
         return self._get_setting(0)
 
     @lr.setter
-    def lr(self, value: Any) -> None:
+    def lr(self, value: float | Callable[[int], float]) -> None:
         _, lr_scale, excluded = self._get_objects()
         if isinstance(value, type):
             raise TypeError(f"lr is {value!r}, a class; pass an instance of it")

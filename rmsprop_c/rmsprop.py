@@ -1,6 +1,6 @@
 """RMSprop, and making optimizers by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import presets, schedules, serialization
@@ -106,7 +106,7 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        lr: float = DEFAULT["lr"],
+        lr: float | Callable[[int], float] = DEFAULT["lr"],
         rho: float = DEFAULT["rho"],
         epsilon: float = DEFAULT["epsilon"],
         decay: float = DEFAULT["decay"],
@@ -176,12 +176,15 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     return serialization.serialize(optimizer)
 
 
-def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
+def deserialize(
+    config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+) -> Optimizer:
     """Make the optimizer that `serialize` described; `config` is not changed."""
-    return serialization.deserialize(config, KNOWN, custom_objects, "optimizer")
+    made: Optimizer = serialization.deserialize(config, KNOWN, custom_objects, "optimizer")
+    return made
 
 
-def get(identifier: Any) -> Any:
+def get(identifier: str | Mapping[str, Any] | Optimizer) -> Optimizer:
     """The optimizer for a name, a serialized optimizer, or an optimizer itself.
 
     Raises
@@ -191,4 +194,5 @@ def get(identifier: Any) -> Any:
     """
     if isinstance(identifier, Optimizer):
         return identifier
-    return serialization.get(identifier, KNOWN, "optimizer")
+    made: Optimizer = serialization.get(identifier, KNOWN, "optimizer")
+    return made

@@ -1,5 +1,6 @@
-"""What the README shows is what happens."""
+"""What the README and the docstrings in compiled code show is what happens."""
 
+import doctest
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import rmsprop_c
-from rmsprop_c import RMSprop, presets
+from rmsprop_c import RMSprop, _core, presets
 from rmsprop_c.optimizer import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -74,6 +75,12 @@ def test_errors_read_as_shown(begin):
     with pytest.raises((TypeError, ValueError)) as caught:
         ERRORS[begin]()
     assert f"{caught.type.__name__}: {caught.value}" == line
+
+
+def test_the_examples_of_compiled_docstrings_print_what_they_say():
+    failed, tried = doctest.testmod(_core)
+    assert tried >= 9
+    assert failed == 0
 
 
 def test_the_names_in_the_readme_exist():
