@@ -12,7 +12,7 @@ PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run test lint bench peers exhaustive check results plots guard clean
+.PHONY: run test lint docs bench peers exhaustive check results plots guard clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -31,6 +31,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy --strict tests/typing/user.py
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/user.py
 	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest.txt rmsprop_c
+
+# The pages, in out/docs; what they show is run by make test and make peers.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
 
 # Our steps beside those of the real frameworks, over a grid of their options.
 peers: bench/.venv/installed
@@ -73,7 +77,7 @@ $(VENV)/tools: pyproject.toml
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	$(CHECKED) $(BIN)/python -m pip install -q --no-build-isolation -e ".[examples,lint,test]"
+	$(CHECKED) $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs,examples,lint,test]"
 	touch $@
 
 # The peers have an environment of their own, with the package as its users install it.

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shared import CC, SUITE, build, copy_tree, environment, record, run
+from shared import CC, SLOWER, SUITE, build, copy_tree, environment, record, run
 from tqdm import tqdm
 
 FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -42,7 +42,12 @@ def main():
         build(folder, tree, FLAGS)
         progress.update()
         python = environment(
-            folder, tree, LD_PRELOAD=preload(), ASAN_OPTIONS=OPTIONS, PYTHONMALLOC="malloc"
+            folder,
+            tree,
+            LD_PRELOAD=preload(),
+            ASAN_OPTIONS=OPTIONS,
+            PYTHONMALLOC="malloc",
+            **SLOWER,
         )
         # A read past the end must be found, or nothing below says anything.
         (tree / "overrun.py").write_text(OVERRUN)

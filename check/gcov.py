@@ -11,13 +11,14 @@ reasons.json.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from shared import SUITE, build, copy_tree, environment, record, run, unexplained
+from shared import SLOWER, SUITE, build, copy_tree, environment, record, run, unexplained
 from tqdm import tqdm
 
 LEAST = 95.0
@@ -37,6 +38,9 @@ def dump_and_leave(code):
     leave(code)
 os._exit = dump_and_leave
 """
+# What chooses the kernels on other processors.
+QEMU = shutil.which("qemu-x86_64")
+PROCESSORS = [[QEMU, "-cpu", name] for name in ("Nehalem", "max")] if QEMU else []
 DUMP = """
 void __gcov_dump(void);
 __attribute__((visibility("default"))) void rmsprop_gcov_dump(void)
@@ -111,7 +115,7 @@ def main():
         threads.write_text(threads.read_text() + DUMP)
         build(folder, tree, FLAGS)
         progress.update()
-        python = environment(folder, tree, first="import dump_at_exit")
+        python = environment(folder, tree, first="import dump_at_exit", **SLOWER)
         (tree / "dump_at_exit.py").write_text(EXIT)
         command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
         suite_with_kernels = [*KERNELS, *(word for word in SUITE if "kernels" not in word)]
@@ -126,6 +130,8 @@ def main():
         progress.update()
         if suite.returncode:
             return suite.returncode
+        for processor in PROCESSORS:
+            run([*processor, sys.executable, "-m", "rmsprop_c", "info"], cwd=tree)
         counts = counts_of(tree)
         files = {
             "include/rmsprop.h": counts["rmsprop_c/include/rmsprop.h"],

@@ -99,9 +99,11 @@ int rmsprop_kernels_supported(const rmsprop_kernels *kernels)
     if (kernels == &compiled[AVX2]) {
         return __builtin_cpu_supports("avx2");
     }
-    if (kernels == &compiled[AVX512]) {
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    if (kernels == &compiled[AVX512]) { /* & and not &&: any one processor takes every path here */
+        return (__builtin_cpu_supports("avx512f") != 0) &
+               (__builtin_cpu_supports("avx512vl") != 0) &
+               (__builtin_cpu_supports("avx512dq") != 0) &
+               (__builtin_cpu_supports("avx512bw") != 0);
     }
 #endif
     return kernels == &compiled[PORTABLE];
