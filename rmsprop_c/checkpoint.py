@@ -160,7 +160,8 @@ def _load(cls: type[Own], file: BinaryIO, custom_objects: Mapping[str, Any] | No
     for name in meta["slots"]:
         slots[name] = []
         for i in range(len(meta["pending"])):
-            array = _read(file, f"{name}.{i}", members, status.st_size, (np.float32, np.float64))
+            left = status.st_size - file.tell()
+            array = _read(file, f"{name}.{i}", members, left, (np.float32, np.float64))
             like = slots["accumulator"][i] if name != "accumulator" else array
             if (array.shape, array.dtype) != (like.shape, like.dtype):
                 raise ValueError(f"{name}.{i} is of another parameter than accumulator.{i}")
@@ -230,7 +231,7 @@ def _write(file: BinaryIO, name: str, array: NDArray[Any]) -> Member:
 
 
 HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>\|u1|[<>]f[48])', "
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>\|u1|[<>]f[48])', "
     rb"'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>(?:\d{1,19}(?:,|(?:, \d{1,19}){1,63}))?)\), \} *\n",
     re.DOTALL,
@@ -240,7 +241,10 @@ HEADER = re.compile(
 def _read(
     file: BinaryIO, name: str, members: list[Member], largest: int, dtypes: tuple[type, ...]
 ) -> NDArray[Any]:
-    """The next array, which must have this name and one of these dtypes."""
+    """The next array, which must have this name and one of these dtypes.
+
+    What is read at a time is not longer than `largest`, and all is checked before an array is made.
+    """
     member = Member(f"{name}.npy".encode(), 0, 0, file.tell())
     head = file.read(len(_local(member)))
     if len(head) == len(_local(member)):
@@ -250,20 +254,23 @@ def _read(
         raise ValueError(f"{name} is not where save writes it")
     if member.size > largest:
         raise ValueError(f"{name} is said to have {member.size} bytes")
-    data = file.read(member.size)
-    if len(data) != member.size or zlib.crc32(data) != member.crc:
-        raise ValueError(f"{name} is damaged: its checksum differs")
-    members.append(member)
-    header = HEADER.match(data)
-    if header is None or struct.unpack("<H", header["length"])[0] != header.end() - 10:
+    text = file.read(10)
+    text += file.read(int.from_bytes(text[8:], "little"))
+    header = HEADER.fullmatch(text)
+    if header is None or int.from_bytes(text[8:10], "little") != len(text) - 10:
         raise ValueError(f"{name} has another header than save writes")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(int(n) for n in header["shape"].replace(b",", b" ").split())
     if dtype.newbyteorder("=") not in dtypes:
         raise ValueError(f"{name} has dtype {dtype}")
-    if header.end() + math.prod(shape) * dtype.itemsize != member.size:
-        raise ValueError(f"{name} has shape {shape}, but {member.size - header.end()} bytes")
-    array = np.frombuffer(data, dtype, offset=header.end())
+    count = math.prod(shape)
+    if len(text) + count * dtype.itemsize != member.size:
+        raise ValueError(f"{name} has shape {shape}, but {member.size - len(text)} bytes")
+    array = np.empty(count, dtype)
+    data = array.view(np.uint8).data
+    if file.readinto(data) != len(data) or zlib.crc32(data, zlib.crc32(text)) != member.crc:
+        raise ValueError(f"{name} is damaged: its checksum differs")
+    members.append(member)
     return array.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
 
 

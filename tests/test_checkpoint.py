@@ -664,6 +664,20 @@ def header(dtype="'<f8'", order="False", shape="(2, 3)", version=b"\1\0", more="
     return b"\x93NUMPY" + version + size.to_bytes(2, "little") + text.encode() + b"\n"
 
 
+def test_a_header_is_checked_before_its_array_is_allocated(refused):
+    meta = unpack(with_meta(corpus("list"), changed(pending=[False])))[0]
+    for first in (header("'<i8'"), header(shape="(7,)"), header()[:9] + b"\xff", b""):
+        refused(pack([meta, ("accumulator.0", first + bytes(10**7))]), memory=-2.1 * 10**7)
+
+
+def test_no_more_is_allocated_than_is_left_of_the_file(refused):
+    """A first array of 10 MB; the second is said to be as large, and is not there."""
+    meta = unpack(corpus("list"))[0]
+    large = header(shape=f"({10**7 // 8},)") + bytes(10**7)
+    text = pack([meta, ("accumulator.0", large), ("accumulator.1", large)])
+    refused(text[: -(10**7)], memory=-0.9 * 10**7)
+
+
 SIX = np.arange(6.0).tobytes()
 HEADERS = {
     "objects": header("'|O'") + SIX,
