@@ -17,6 +17,7 @@ import reprlib
 import stat
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LARGEST_META = 3 << 20  # bytes; parsed, the worst JSON takes 30 times as much memory
+MOST_COLLISIONS = 100
 COUNTS = ("iterations", "calls", "skipped_steps")
 Own = TypeVar("Own", bound="Optimizer")
 
@@ -352,6 +354,9 @@ def _entries(name: str, pairs: list[Any]) -> dict[Any, Any]:
     for pair in pairs:
         if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
             raise ValueError(f"{name} has {reprlib.repr(pair)}")
+    # A dict of n such keys takes a time of n squared: hash(k * (2**61 - 1)) is 0.
+    if max(Counter(hash(pair[0]) for pair in pairs).values(), default=0) > MOST_COLLISIONS:
+        raise ValueError(f"{name} has more than {MOST_COLLISIONS} entries of the same hash")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError(f"{name} has an entry twice")

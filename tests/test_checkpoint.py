@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -876,6 +877,18 @@ def test_a_meta_that_is_not_right_is_refused_with_the_reason(case, refused):
     change, match = METAS[case]
     text = with_meta(corpus("list"), change)
     refused(text, match, memory=200_000 + (8 * len(text) if len(text) > 10**5 else 0))
+
+
+def test_keys_that_collide_take_no_time(refused):
+    """Python's hash of k * (2**61 - 1) is 0: n of these in a dict take a time of n squared."""
+    hostile = [k * (2**61 - 1) for k in range(20_000)]
+    start = time.process_time()
+    for entries in (
+        {"keys": hostile, "pending": [False] * len(hostile)},
+        {"lr_scale": [[key, 1] for key in hostile]},
+    ):
+        refused(with_meta(corpus("list"), changed(**entries)), "same hash", memory=10**7)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("unit", ["[]", '{"":0}', "256", '"ab"'])
