@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 LARGEST_META = 3 << 20  # bytes; parsed, the worst JSON takes 30 times as much memory
 MOST_COLLISIONS = 100
+MOST_DEPTH = 100  # of brackets in the JSON
 COUNTS = ("iterations", "calls", "skipped_steps")
 Own = TypeVar("Own", bound="Optimizer")
 
@@ -292,6 +294,9 @@ META: dict[str, tuple[type, ...]] = {
 
 def _read_meta(text: bytes) -> dict[str, Any]:
     """What is in the JSON, once it is of the types that it must have; lr_scale is in config."""
+    # Where Python's recursion limit has been raised, its JSON reader overflows the stack.
+    if _depth(text) > MOST_DEPTH:
+        raise ValueError("its meta is nested too deeply")
     meta = json.loads(
         text.decode(),
         object_pairs_hook=_unique,
@@ -327,6 +332,13 @@ def _read_meta(text: bytes) -> dict[str, Any]:
     if not all(type(x) in (str, int) for x in excluded):
         raise ValueError(f"exclude_from_weight_decay is {reprlib.repr(excluded)}")
     return meta
+
+
+def _depth(text: bytes) -> int:
+    """How deep the JSON is nested."""
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    tokens = (token[0] for token in re.finditer(rb'"[^"]*"|[][{}]', unescaped))
+    return max(accumulate((x in (b"[", b"{")) - (x in (b"]", b"}")) for x in tokens), default=0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
