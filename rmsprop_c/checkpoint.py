@@ -62,7 +62,7 @@ def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
             os.fsync(file.fileno())
         os.replace(part, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(part)
         raise
     if os.name == "posix":

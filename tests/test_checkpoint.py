@@ -351,6 +351,22 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     assert only(tmp_path) == ["run.npz"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_the_reason_of_a_failure_is_kept_where_what_was_written_cannot_be_deleted(
+    error, tmp_path, monkeypatch
+):
+    def fail(*arguments):
+        raise error
+
+    def unlink(path):
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(error if isinstance(error, type) else type(error), match=r"^$|full"):
+        optimizer().save(tmp_path / "run.npz")
+
+
 def test_a_folder_that_cannot_be_forced_to_the_disk_is_no_failure(tmp_path, monkeypatch):
     def fsync(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode):
