@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -51,7 +52,8 @@ def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
     mode = _mode(target)
     part = target.with_name(f".{target.name[:50]}.{os.urandom(8).hex()}.part")
     try:
-        with open(part, "xb") as file:
+        opener = partial(os.open, mode=0o666 if mode is None else mode)
+        with open(part, "xb", opener=opener) as file:
             if mode not in (None, stat.S_IMODE(os.fstat(file.fileno()).st_mode)):
                 os.chmod(part, mode)
             members = [_write(file, "meta", np.frombuffer(text, np.uint8))]

@@ -338,7 +338,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
 ):
     path = tmp_path / "run.npz"
     optimizer().save(path)
-    path.chmod(0o600)  # which the new file has to be given
+    path.chmod(0o666)  # which the new file has to be given, as the umask leaves less
     before = path.read_bytes()
 
     def fail(*arguments):
@@ -365,6 +365,22 @@ def test_the_reason_of_a_failure_is_kept_where_what_was_written_cannot_be_delete
     monkeypatch.setattr(os, "unlink", unlink)
     with pytest.raises(error if isinstance(error, type) else type(error), match=r"^$|full"):
         optimizer().save(tmp_path / "run.npz")
+
+
+def test_what_replaces_a_private_file_is_private_at_once(tmp_path, monkeypatch):
+    path, found = tmp_path / "run.npz", []
+    optimizer().save(path)
+    path.chmod(0o600)
+
+    def open_(name, flags, mode=0o777, real=os.open):
+        fd = real(name, flags, mode)
+        found.append((stat.S_IMODE(os.fstat(fd).st_mode), os.fstat(fd).st_size))
+        return fd
+
+    # Whoever opens it before its permissions are set can read it later, too.
+    monkeypatch.setattr(os, "open", open_)
+    optimizer().save(path)
+    assert found[0] == (0o600, 0)
 
 
 def test_a_folder_that_cannot_be_forced_to_the_disk_is_no_failure(tmp_path, monkeypatch):
