@@ -48,7 +48,10 @@ def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
     """
     state = optimizer._snapshot()
     text = _meta(optimizer, state)
-    target = Path(os.path.realpath(os.fsdecode(path)))
+    name = os.fsdecode(path)
+    if name.endswith(os.sep):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    target = Path(os.path.realpath(name))
     mode = _mode(target)
     part = target.with_name(f".{target.name[:50]}.{os.urandom(8).hex()}.part")
     try:

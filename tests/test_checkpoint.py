@@ -383,6 +383,13 @@ def test_what_replaces_a_private_file_is_private_at_once(tmp_path, monkeypatch):
     assert found[0] == (0o600, 0)
 
 
+@pytest.mark.parametrize("kind", [str, os.fsencode])
+def test_a_folder_that_is_not_there_is_no_file(kind, tmp_path):
+    with pytest.raises(IsADirectoryError, match="runs/"):
+        optimizer().save(kind(f"{tmp_path}/runs/"))
+    assert only(tmp_path) == []
+
+
 def test_a_folder_that_cannot_be_forced_to_the_disk_is_no_failure(tmp_path, monkeypatch):
     def fsync(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode):
