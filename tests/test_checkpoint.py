@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -388,6 +389,33 @@ def test_a_folder_that_is_not_there_is_no_file(kind, tmp_path):
     with pytest.raises(IsADirectoryError, match="runs/"):
         optimizer().save(kind(f"{tmp_path}/runs/"))
     assert only(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [6, 100_000])
+def test_a_file_saved_while_another_thread_steps_is_of_one_moment(size, tmp_path):
+    """rho is 0 and the gradient of step i is i: every accumulator is the square of iterations."""
+    opt, done = RMSprop(rho=0.0, momentum=1.0, lr=0.0), threading.Event()
+    params = [np.ones(size), np.ones(size)]
+    opt.step(params, [np.full(size, 1.0)] * 2)
+
+    def steps():
+        while not done.is_set():
+            i = float(opt.iterations + 1)
+            opt.step(params, [np.full(size, i), np.full(size, i)])
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    try:
+        seen = set()
+        for _ in range(20):
+            twin = through_a_file(opt, tmp_path / "run.npz")
+            for x in twin._views()["accumulator"]:
+                assert (x == float(twin.iterations) ** 2).all()
+            seen.add(twin.iterations)
+    finally:
+        done.set()
+        thread.join()
+    assert len(seen) > 3
 
 
 def test_a_folder_that_cannot_be_forced_to_the_disk_is_no_failure(tmp_path, monkeypatch):
