@@ -20,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -155,7 +156,7 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _load(cls: type[Own], file: BinaryIO, custom_objects: Mapping[str, Any] | None) -> Own:
+def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any] | None) -> Own:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
@@ -248,7 +249,7 @@ HEADER = re.compile(
 
 
 def _read(
-    file: BinaryIO, name: str, members: list[Member], largest: int, dtypes: tuple[type, ...]
+    file: BufferedReader, name: str, members: list[Member], largest: int, dtypes: tuple[type, ...]
 ) -> NDArray[Any]:
     """The next array, which must have this name and one of these dtypes.
 
