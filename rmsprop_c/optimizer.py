@@ -397,10 +397,13 @@ class Optimizer(_core.Core):
             Classes of schedules by name, beside those of `rmsprop_c.schedules`.
         """
         arguments = dict(config)
-        for name in ("lr", "learning_rate"):
-            if isinstance(arguments.get(name), Mapping):
-                arguments[name] = schedules.deserialize(arguments[name], custom_objects)
-        return cls(**arguments)
+        try:
+            for name in ("lr", "learning_rate"):
+                if isinstance(arguments.get(name), Mapping):
+                    arguments[name] = schedules.deserialize(arguments[name], custom_objects)
+            return cls(**arguments)
+        except RecursionError as error:  # of repr, for the message
+            raise ValueError("config is nested too deeply") from error
 
     def _keras_arguments(self) -> dict[str, Any]:
         """Keras 2.0's arguments that have no default of None, with a schedule itself as lr."""

@@ -782,6 +782,20 @@ def test_an_unknown_keyword_is_refused_in_the_words_of_keras(name):
         RMSprop.from_config({"lr": 0.1, name: 0.1})
 
 
+@pytest.mark.parametrize("name", ["lr", "rho", "nesterov", "nonfinite", "lr_scale"])
+@pytest.mark.parametrize("inner", [lambda x: [x], lambda x: {"config": x}])
+def test_a_config_of_any_depth_is_a_value_error(inner, name):
+    value = 1.0
+    for _ in range(10**5):
+        value = inner(value)
+    config = {name: [value] if name == "lr_scale" else value}
+    if name == "lr":
+        config = {"lr": {"class_name": "CosineDecay", "config": {"initial_learning_rate": value}}}
+        config["lr"]["config"]["decay_steps"] = 1
+    with pytest.raises(ValueError, match="nested too deeply"):
+        RMSprop.from_config(config)
+
+
 @pytest.mark.parametrize("lr", [0.001, 0.1, 1e-3 + 0.0, np.float64(0.001)], ids=repr)
 def test_lr_and_learning_rate_together_are_refused(lr):
     with pytest.raises(TypeError, match=r"both lr and learning_rate"):
