@@ -1523,15 +1523,18 @@ cdef class Core:
         """The keys of a model that is a dict, in the order of the positions; else None."""
         return None if self.plan is None else self.plan.keys
 
-    def _views(self):
-        """Read-only views of the state by slot name, each by position; {} before the first step."""
+    def _views(self, bint writeable=False):
+        """Views of the state by slot name, each by position; {} before the first step.
+
+        They are read-only but for a door that shows them as another library's own state.
+        """
         found = {}
         if self.plan is not None:
             for name, arrays in zip(SLOT_NAMES, self.plan.slots):
                 if arrays is not None:
                     found[name] = [array.view() for array in arrays]
                     for view in found[name]:
-                        view.flags.writeable = False
+                        view.flags.writeable = writeable
         return found
 
     def _snapshot(self):
