@@ -379,13 +379,13 @@ def passes_all(path):
 
 def finite_agrees(function, size, pointer):
     """Is the answer right for a bad gradient at any place, and for bounds that make it good?"""
-    for wide, n in itertools.product((0, 1), (0, 1, 17, 513, 1025, 2500)):
+    for wide, n in itertools.product((0, 1), (0, 1, 17, 4096, 8644)):
         finite = function(wide, 2, ctypes.c_int, pointer, size, pointer)
         root = np.sqrt(np.finfo(REALS[wide]).max)
         for value, at, own in itertools.product(
-            (1.0, root, -root, root * 1.0001, -root * 1.0001, np.inf, -np.inf, np.nan),
+            (1.0, root, -root, root * 1.0001, -root * 1.0001, root * 0.4, np.inf, -np.inf, np.nan),
             {0, n // 2, n - 1},
-            ({}, {"clipvalue": 1.0}, {"scale": 0.5}, {"scale": 2.0}),
+            ({}, {"clipvalue": 1.0}, {"scale": 0.5}, {"scale": 3.0}),
         ):
             g = np.full(n, -0.5, REALS[wide])
             if n:
