@@ -17,7 +17,6 @@ from . import (
     constraints as constraints_module,
     interchange,
     reference,
-    schedules,
 )
 
 Model = Any  # list or tuple of arrays, dict of arrays, or one array
@@ -400,6 +399,8 @@ class Optimizer(_core.Core):
         try:
             for name in ("lr", "learning_rate"):
                 if isinstance(arguments.get(name), Mapping):
+                    from . import schedules  # see __getattr__ in __init__.py
+
                     arguments[name] = schedules.deserialize(arguments[name], custom_objects)
             return cls(**arguments)
         except RecursionError as error:  # of repr, for the message

@@ -5,7 +5,6 @@ accumulators, NaN's sign and payload aside. Run as a script, this file prints th
 `checksum`; it imports NumPy alone, so they owe nothing to a kernel.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -358,6 +357,8 @@ def checksum(make: Callable[..., Any], dtype: Any) -> str:
     Gradients reach down to where squares are subnormal in float32, so flushing them shows, and so
     does any other rounding.
     """
+    import hashlib  # 3 ms of an import, which no optimizer needs
+
     digest = hashlib.sha256()
     shapes = list(enumerate(CHECKSUM_SHAPES))
     grads = [

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import presets, schedules, serialization
+from . import presets, serialization
 from .optimizer import DEFAULT, Optimizer
 
 
@@ -130,7 +130,7 @@ class RMSprop(Optimizer):
                     f"lr is {config['lr']!r}, which a config can't hold; use one of "
                     "rmsprop_c.schedules, or a class with get_config and from_config"
                 )
-            config["lr"] = schedules.serialize(config["lr"])
+            config["lr"] = serialization.serialize(config["lr"])
         return config | super().get_config()
 
     @classmethod
