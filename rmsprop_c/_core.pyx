@@ -1432,7 +1432,7 @@ cdef class Core:
         ...     np.multiply(w, 2, out=g)   # the gradient of w**2
         ...     step()
         array([2., 2., 2.])
-        array([1.36754445, 1.36754445, 1.36754445])
+        array([1.36754448, 1.36754448, 1.36754448])
         """
         cdef Job job
         cdef Bound bound = Bound.__new__(Bound)
