@@ -90,10 +90,6 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
 
     _bindings: Sequence["Binding"] = ()  # of the groups, as of the latest step
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._bindings = ()
-
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters with arguments of its own; see ``torch.optim.Optimizer``.
 

@@ -318,6 +318,20 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     assert {float(state["step"]) for state in ours.state.values()} == {2, 3}
 
 
+def test_state_that_is_there_before_the_first_gradient_is_used():
+    runs = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        params = parameters(shapes=((3,), (3,)))
+        optimizer = kind(params)
+        params[0].grad = torch.ones(3, dtype=torch.float64)
+        optimizer.step()
+        optimizer.state[params[1]] = copy.deepcopy(optimizer.state[params[0]])
+        train(optimizer, params, range(3))
+        runs.append((optimizer, params))
+    (ours, params), (theirs, expected) = runs
+    assert_same_run(ours, theirs, params, expected)
+
+
 SCHEDULERS = {
     "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, 3, 0.5),
     "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 10),
