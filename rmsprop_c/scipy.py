@@ -59,7 +59,7 @@ class _Objective:
 
     def gradient(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         self.njev += 1
-        # A copy: the gradient may be x itself, that of sum(x**2)/2 say.
+        # A copy: it may be read-only, or a buffer that jac uses again.
         gradient = np.atleast_1d(np.array(self.jac(x.copy(), *self.args), np.float64))
         if gradient.shape != x.shape:
             raise ValueError(f"jac returned shape {gradient.shape}, but x0 has shape {x.shape}")
@@ -161,10 +161,10 @@ def rmsprop(
             "custom method (for finite differences pass jac=lambda x: "
             "scipy.optimize.approx_fprime(x, fun))"
         )
-    x = np.atleast_1d(np.array(x0))
+    x = np.atleast_1d(np.asarray(x0))
     if x.dtype.kind == "c":
         raise TypeError(f"x0 has dtype {x.dtype}; pass real and imaginary parts as real numbers")
-    x = x.astype(np.float64)
+    x = x.astype(np.float64)  # a copy
     low, high = _box(bounds, x.size)
     np.clip(x, low, high, out=x)
     _warn_of_ignored(hess, hessp, constraints, [name for name in options if name not in NAMES])
