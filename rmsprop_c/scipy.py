@@ -27,8 +27,8 @@ except ImportError:
 
 __all__ = ["rmsprop"]
 
-# With these, Rosenbrock's function converges in 2, 5, 10 and 100 variables; without momentum in
-# none of them, and without the fall of the learning rate nothing does.
+# With these, Rosenbrock's function converges in 2, 5, 10 and 100 variables in 10,000 iterations;
+# without momentum, or with a constant learning rate, in none of them.
 LEARNING_RATE, FALL, MOMENTUM = 0.01, 1e-8, 0.9
 NAMES = {"learning_rate", *DEFAULT}
 WINDOW = 10  # iterations in which ftol wants to see a change
