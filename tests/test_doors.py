@@ -1,8 +1,43 @@
 """The doors into other libraries: what they stand on, and that nobody pays for those not used."""
 
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
+
 import numpy as np
+import pytest
 
 from rmsprop_c import RMSprop
+
+# What each door imports, and the distribution that has it.
+DOORS = {
+    "sklearn": ("sklearn", "scikit-learn"),
+    "scipy": ("scipy", "scipy"),
+    "torch": ("torch", "torch"),
+}
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_package_imports_neither_a_door_nor_its_library():
+    names = {f"rmsprop_c.{door}" for door in DOORS} | {library for library, _ in DOORS.values()}
+    found = run(f"import rmsprop_c, sys; print({names} & sys.modules.keys())")
+    assert found.stdout == "set()\n", found.stderr
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_without_its_library_names_the_extra_that_brings_it(door):
+    library, distribution = DOORS[door]
+    found = run(f"import sys; sys.modules[{library!r}] = None; import rmsprop_c.{door}")
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: "), found.stderr
+    assert "During handling" not in found.stderr  # of the library's own error: it says nothing more
+    (extra,) = re.findall(r"pip install 'rmsprop_c\[([\w-]+)\]'", last)
+    brought = [line for line in requires("rmsprop_c") if f'extra == "{extra}"' in line]
+    assert any(re.match(rf"{distribution}\b", line) for line in brought), brought
 
 
 def test_a_door_can_show_our_state_as_its_librarys_own():
