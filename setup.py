@@ -27,7 +27,7 @@ int main(void)
 EXACT = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno"]
 EXACT_LINK = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 SMALL = ["-fvisibility=hidden", "-g0"]  # only PyInit is exported; Python's own -g is 3/4 of a wheel
-MSVC_EXACT = ["/O2", "/fp:precise"]
+MSVC_EXACT = ["/O2", "/fp:precise", "/std:c11"]  # C11 for restrict
 
 
 class BuildExt(build_ext):

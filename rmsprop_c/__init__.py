@@ -11,7 +11,7 @@ True
 """
 
 import importlib
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from . import constraints
@@ -51,4 +51,4 @@ else:
 
 def get_include() -> str:
     """Folder of ``rmsprop.h``, for C code and for Cython code that cimports `rmsprop_c._core`."""
-    return str(Path(__file__).parent / "include")
+    return os.path.join(os.path.dirname(__file__), "include")

@@ -65,7 +65,7 @@ class _Solver(SGDOptimizer):  # type: ignore[misc]  # scikit-learn has no types
     @property
     def learning_rate(self) -> float:
         """What the schedules change."""
-        return self.optimizer.lr  # type: ignore[no-any-return]
+        return self.optimizer.lr
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:

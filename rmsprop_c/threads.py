@@ -2,7 +2,6 @@
 
 import operator
 import os
-from pathlib import Path
 from typing import Any
 
 from . import _core
@@ -11,12 +10,17 @@ from ._version import __version__
 
 def quota(root: str = "/sys/fs/cgroup") -> float:
     """Processors that a container's CPU quota allows (cgroup v2, then v1); infinity without one."""
+
+    def text(name: str) -> str:
+        with open(os.path.join(root, name)) as file:  # pathlib would take 5 ms of the import
+            return file.read()
+
     try:
-        allowed, period = Path(root, "cpu.max").read_text().split()
+        allowed, period = text("cpu.max").split()
     except (OSError, ValueError):
         try:
-            allowed = Path(root, "cpu/cpu.cfs_quota_us").read_text()
-            period = Path(root, "cpu/cpu.cfs_period_us").read_text()
+            allowed = text("cpu/cpu.cfs_quota_us")
+            period = text("cpu/cpu.cfs_period_us")
         except OSError:
             return float("inf")
     try:

@@ -73,6 +73,16 @@ import rmsprop_c
 assert any(before) and products() == before
 """
 
+IMPORT = """
+import sys, time
+import numpy
+before = set(sys.modules)
+begin = time.process_time()
+import rmsprop_c
+print(time.process_time() - begin)
+print(*set(sys.modules) - before)
+"""
+
 CYTHON_USER = """
 from rmsprop_c._core cimport rmsprop_scalars, update_f32, update_f64
 
@@ -290,6 +300,31 @@ def test_an_installed_wheel_steps_from_an_empty_folder(python, tmp_path):
 
 def test_an_installed_wheel_passes_its_selftest(python, tmp_path):
     assert "selftest passed" in run(python, "-m", "rmsprop_c", "selftest", cwd=tmp_path).stdout
+
+
+def test_the_import_adds_less_than_15_ms_to_numpys(python, tmp_path):
+    """Processor time, whose minimum a busy machine does not change."""
+    times = [float(run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[0]) for _ in range(15)]
+    assert min(times) < 0.015, times
+
+
+def test_the_import_imports_no_other_library_but_numpy(python, tmp_path):
+    imported = run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[1:]
+    libraries = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    assert {x for x in libraries if "cython" not in x} == {"numpy", "rmsprop_c"}
+    doors = {f"rmsprop_c.{name}" for name in ("sklearn", "scipy", "torch", "mpi")}
+    assert not doors & set(imported)
+
+
+def test_a_schedule_is_imported_when_it_is_asked_for(python, tmp_path):
+    code = """
+import sys
+import rmsprop_c
+assert "rmsprop_c.schedules" not in sys.modules and "schedules" in dir(rmsprop_c)
+assert not hasattr(rmsprop_c, "schedule")
+assert rmsprop_c.schedules is sys.modules["rmsprop_c.schedules"]
+"""
+    run(python, "-c", code, cwd=tmp_path)
 
 
 def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 from pages import pages, run_page
 
-# They need a framework of bench/.venv: tests/peers/test_docs.py runs these.
+# They need a framework of bench/.venv: tests/peers/test_pages.py runs these.
 ELSEWHERE = ("jax.md", "torch.md")
 
 
