@@ -79,7 +79,7 @@ def changes(node):
         yield repr(node.value + 1)
     elif isinstance(node, ast.Constant) and node.value is None:
         yield "0"
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         yield "return None"
     elif isinstance(node, (ast.Raise, ast.AugAssign)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)

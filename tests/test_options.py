@@ -2073,3 +2073,52 @@ def test_without_momentum_it_does_not_matter_where_the_learning_rate_enters():
     form = {"state": entries, "param_groups": [{"params": [0], "momentum": 0, "centered": False}]}
     state = opt.export_state("torch", form)
     assert (state["state"][0]["square_avg"] == opt.weights[0]).all()
+
+
+@pytest.mark.parametrize("name", [True, [1], {}], ids=str)
+def test_what_can_be_no_key_is_not_excluded(name):
+    opt = RMSprop()
+    with pytest.raises(TypeError, match=r"^exclude_from_weight_decay\[1\] is .* index or a key$"):
+        opt.exclude_from_weight_decay = [0, name]
+    assert opt.exclude_from_weight_decay == ()
+
+
+def test_a_class_of_schedules_is_no_schedule():
+    with pytest.raises(TypeError, match="a class; pass an instance"):
+        RMSprop(lr=schedules.CosineDecay)
+
+
+def test_a_plain_number_as_a_loss_has_gradients_of_zero_and_autograds_warning():
+    opt, w = RMSprop(lr=0.1), np.array([3.0])
+    with pytest.warns(UserWarning, match="independent of input"):
+        (grad,) = opt.get_gradients(lambda params: 2.0, [w])
+    assert_same_bits(grad, np.zeros(1))
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras3", "optax"])
+def test_state_whose_momentum_means_something_else_is_refused(framework):
+    opt = RMSprop(momentum=0.5, lr_in_momentum=framework == "torch")
+    opt.build([np.ones(2)])
+    with pytest.raises(ValueError, match=r"^lr_in_momentum is"):
+        opt.import_state(framework, {})
+    with pytest.raises(ValueError, match=r"^lr_in_momentum is"):
+        opt.export_state(framework, {})
+
+
+def test_a_parameter_without_state_in_torch_begins_with_zeros_here():
+    opt = RMSprop()
+    opt.build([np.ones(2), np.ones(3)])
+    opt.set_weights([np.ones(2), np.ones(3)])
+    state = {"step": np.float32(4), "square_avg": np.full(2, 0.5)}
+    opt.import_state("torch", {"state": {0: state}, "param_groups": [{"params": [0, 1]}]})
+    for found, wanted in zip(opt.get_weights(), ([0.5, 0.5], [0.0, 0.0, 0.0]), strict=True):
+        assert_same_bits(found, np.array(wanted))
+
+
+def test_the_repr_of_a_schedule_in_a_subclass_shows_the_subclass_too():
+    class Halved(RMSprop):
+        def get_config(self):
+            return super().get_config() | {"half": True}
+
+    opt = Halved(lr=schedules.ExponentialDecay(0.1, 10, 0.5))
+    assert "half=True" in repr(opt)
