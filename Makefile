@@ -13,10 +13,14 @@ PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run test lint docs bench peers exhaustive check results plots guard wheels clean
+.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
+
+# A recurrent network that learns to add, and its picture: a minute or two.
+rnn: $(VENV)/installed
+	$(BIN)/python examples/rnn.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q
@@ -68,10 +72,14 @@ results: bench/.venv/installed
 	bench/.venv/bin/python bench/training.py --out bench/results/training.json
 	OPENBLAS_NUM_THREADS=1 bench/.venv/bin/python bench/training.py --models 1e7,3e7 \
 		--out bench/results/training-blas1.json
+	bench/.venv/bin/python bench/torch_door.py --out bench/results/torch.json
+	bench/.venv/bin/python bench/scipy_noise.py --out bench/results/scipy.json
+	bench/.venv/bin/python bench/sklearn_fit.py --out bench/results/sklearn.json
 	$(MAKE) plots
 
 plots: bench/.venv/installed
 	bench/.venv/bin/python bench/plot.py
+	bench/.venv/bin/python bench/sklearn_fit.py --draw
 
 guard: $(VENV)/installed
 	$(BIN)/python bench/guard.py

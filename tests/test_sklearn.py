@@ -84,7 +84,7 @@ def same_weights(found, expected):
     [
         MLPClassifier(),
         MLPRegressor(),
-        MLPClassifier(momentum=0.9, centered=True, clipnorm=1.0, batch_size=10),
+        MLPClassifier(momentum=0.9, centered=True, clipnorm=1.0),
     ]
 )
 def test_scikit_learn_checks_pass_and_none_is_expected_to_fail(estimator, check):
