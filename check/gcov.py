@@ -26,7 +26,8 @@ FLAGS = ["-O0", "-g", "--coverage", "-fprofile-update=atomic", "-DCYTHON_WITHOUT
 ORIGIN = re.compile(r'/\* "rmsprop_c/_core\.pyx":(\d+)$')
 DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|break;)")
 LOOP = re.compile(r"\bfor .* in ")
-# The kernels' disassembly looks for what only the optimiser makes.
+# What is Python alone, on top of the core. The kernels' disassembly looks for what only the optimiser makes.
+DOORS = [f"--ignore=tests/test_{name}.py" for name in ("docs", "doors", "rnn", "scipy", "sklearn")]
 KERNELS = ["-k", "not own_registers and not contracts and not half_a_megabyte"]
 # Children of a fork leave by os._exit, behind gcov's back.
 EXIT = """
@@ -118,7 +119,7 @@ def main():
         python = environment(folder, tree, first="import dump_at_exit", **SLOWER)
         (tree / "dump_at_exit.py").write_text(EXIT)
         command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
-        suite_with_kernels = [*KERNELS, *(word for word in SUITE if "kernels" not in word)]
+        suite_with_kernels = [*DOORS, *KERNELS, *(word for word in SUITE if "kernels" not in word)]
         with subprocess.Popen(
             [*command, *suite_with_kernels, *sys.argv[1:]],
             cwd=tree,

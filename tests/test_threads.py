@@ -153,7 +153,7 @@ print(len(np.unique(p)))
 
 def test_a_large_step_uses_a_team_of_its_own_by_default(model):
     params, grads = model
-    wanted = expected(params, grads, 2)
+    wanted, count = expected(params, grads, 2), threading.active_count()
     before = _core.configure_minimums(unlocked=1, fresh=1, share=1)
     try:
         opt = RMSprop()
@@ -163,7 +163,7 @@ def test_a_large_step_uses_a_team_of_its_own_by_default(model):
         _core.configure_minimums(**before)
     for found, want in zip(params, wanted, strict=True):
         assert_same_bits(found, want)
-    assert threading.active_count() == 1
+    assert threading.active_count() == count  # other tests' libraries may have left some
 
 
 @pytest.mark.usefixtures("team_at_any_size")
