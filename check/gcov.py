@@ -26,8 +26,9 @@ FLAGS = ["-O0", "-g", "--coverage", "-fprofile-update=atomic", "-DCYTHON_WITHOUT
 ORIGIN = re.compile(r'/\* "rmsprop_c/_core\.pyx":(\d+)$')
 DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|break;)")
 LOOP = re.compile(r"\bfor .* in ")
-# What is Python alone, on top of the core. The kernels' disassembly looks for what only the optimiser makes.
+# What is Python alone, on top of the core.
 DOORS = [f"--ignore=tests/test_{name}.py" for name in ("docs", "doors", "rnn", "scipy", "sklearn")]
+# The kernels' disassembly looks for what only the optimiser makes.
 KERNELS = ["-k", "not own_registers and not contracts and not half_a_megabyte"]
 # Children of a fork leave by os._exit, behind gcov's back.
 EXIT = """
