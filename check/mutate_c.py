@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from mutation import KILLED, STILLBORN, SURVIVED, Mutant, summarize, survives
-from shared import CC, EXACT, ROOT, record, unexplained
+from mutation import KILLED, STILLBORN, SURVIVED, Mutant, survives, verdict
+from shared import CC, EXACT, ROOT
 from tqdm import tqdm
 
 from rmsprop_c import reference
@@ -429,19 +429,16 @@ def main():
     cases()
     outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
-        if (verdict := judge(folder, source, None)[1]) != SURVIVED:
-            raise SystemExit(f"the unchanged header was {verdict}")
+        if (unchanged := judge(folder, source, None)[1]) != SURVIVED:
+            raise SystemExit(f"the unchanged header was {unchanged}")
         work = functools.partial(judge, folder, source)
         with multiprocessing.Pool(os.cpu_count()) as pool:
             judged = pool.imap_unordered(work, chosen)
             for mutant, outcome in tqdm(judged, total=len(chosen), unit="mutant"):
                 outcomes[mutant] = outcome
-    figures, enough = summarize("include/rmsprop.h", source, outcomes, LEAST)
-    if not arguments.sample:
-        record("Mutants of the C template", figures)
-    missing = unexplained("survivors", figures["survivors"])
-    print(f"{len(missing)} survivors without a reason")
-    return not enough or bool(missing)
+    return verdict(
+        "Mutants of the C template", "include/rmsprop.h", source, outcomes, LEAST, arguments.sample
+    )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from pathlib import Path
 import hypothesis  # noqa: F401, so that no judge has to import what all need
 import numpy  # noqa: F401
 import pytest
-from mutation import KILLED, STILLBORN, SURVIVED, Mutant, summarize, survives
-from shared import copy_tree, record, unexplained
+from mutation import KILLED, STILLBORN, SURVIVED, Mutant, survives, verdict
+from shared import copy_tree
 from tqdm import tqdm
 
 FILE = Path("rmsprop_c/optimizer.py")
@@ -243,12 +243,8 @@ def main():
             judged = pool.imap_unordered(work, jobs)
             for mutant, outcome in tqdm(judged, total=len(jobs), unit="mutant"):
                 outcomes[mutant] = outcome
-    figures, enough = summarize("optimizer.py", source, outcomes, LEAST)
-    if not arguments.sample:
-        record("Mutants of optimizer.py", figures)
-    missing = unexplained("survivors", figures["survivors"])
-    print(f"{len(missing)} survivors without a reason")
-    return not enough or bool(missing)
+    title = "Mutants of optimizer.py"
+    return verdict(title, "optimizer.py", source, outcomes, LEAST, arguments.sample)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 from typing import NamedTuple
+
+from shared import record, unexplained
 
 KILLED, SURVIVED, STILLBORN = "killed", "survived", "stillborn"
 
@@ -58,8 +59,8 @@ def survives(function, seconds):
     return False
 
 
-def summarize(file, source, outcomes, least):
-    """Figures of a run: {mutant: outcome} -> (figures to record, whether enough were killed)."""
+def verdict(title, file, source, outcomes, least, partly):
+    """Record what {mutant: outcome} says, unless it is a sample; the exit status of the check."""
     killed = [m for m, outcome in outcomes.items() if outcome == KILLED]
     alive = sorted(m for m, outcome in outcomes.items() if outcome == SURVIVED)
     total = len(killed) + len(alive)
@@ -70,5 +71,9 @@ def summarize(file, source, outcomes, least):
     }
     print(figures["summary"])
     for mutant in alive:
-        print(f"survived, line {mutant.line(source)}: {mutant.show(source)}", file=sys.stdout)
-    return figures, share >= least
+        print(f"survived, line {mutant.line(source)}: {mutant.show(source)}")
+    if not partly:
+        record(title, figures)
+    missing = unexplained("survivors", figures["survivors"])
+    print(f"{len(missing)} survivors without a reason")
+    return share < least or bool(missing)
