@@ -1,12 +1,9 @@
-"""The pages of docs/ that need PyTorch or JAX, and the example of the door to PyTorch."""
+"""The pages of docs/ that need PyTorch or JAX."""
 
-import doctest
 import sys
 from pathlib import Path
 
 import pytest
-
-import rmsprop_c.torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import run_page
@@ -16,9 +13,3 @@ from pages import run_page
 def test_each_page_runs_and_prints_what_it_shows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(name)
-
-
-def test_the_example_of_the_door_prints_what_it_says():
-    failed, tried = doctest.testmod(rmsprop_c.torch)
-    assert tried > 0
-    assert failed == 0
