@@ -96,6 +96,19 @@ def test_every_schedule_goes_on_where_it_was(name, calls, tmp_path):
     assert_same_future(opt, twin, params, grads[calls:], "list")
 
 
+def test_the_naive_way_begins_decay_anew(tmp_path):
+    opt, twin = RMSprop(decay=0.5), RMSprop(decay=0.5)
+    params, grads = model("mixed", 4, 0)
+    twin.build(params)
+    for g in grads[:3]:
+        opt.step(params, g)
+    naive.save_in_place(opt, tmp_path / "run.npz")
+    naive.resume(twin, tmp_path / "run.npz")
+    assert twin.get_weights()[0].tobytes() == opt.get_weights()[0].tobytes()
+    with pytest.raises(AssertionError, match="params"):
+        assert_same_future(opt, twin, params, grads[3:], "list")
+
+
 class Halving:
     def __init__(self, start):
         self.start = start

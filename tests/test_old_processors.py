@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +125,34 @@ def test_a_processor_without_avx_refuses_avx_by_name_and_runs_by_default(nehalem
     assert len(refusals) == len(_core.compiled_isas()) - 1
     for line in refusals:
         assert "this processor does not support it; usable here: portable" in line
+
+
+NAIVE = """
+import os, sys
+import numpy as np
+
+sys.path.insert(0, sys.argv[1])
+from naive import RMSprop
+
+p = np.zeros(999, np.float32)
+RMSprop().step([p], [np.ones_like(p)])
+print("stepped" if (p < 0).all() else p)
+"""
+
+
+def test_naive_code_for_the_processor_it_was_built_on_is_an_illegal_instruction(
+    nehalem, tmp_path, monkeypatch
+):
+    (compiler,) = needed("gcc")
+    naive = Path(__file__).parent / "naive"
+    for level, ends in (("x86-64", (0, "stepped\n")), ("haswell", (-signal.SIGILL, ""))):
+        library = tmp_path / f"{level}.so"
+        flags = ["-O3", f"-march={level}", "-fopenmp", "-shared", "-fPIC"]
+        words = [compiler, *flags, naive / "naive.c", "-o", library, "-lm"]
+        subprocess.run(words, check=True)
+        monkeypatch.setenv("NAIVE_LIBRARY", str(library))
+        done = nehalem("-c", NAIVE, str(naive))
+        assert (done.returncode, done.stdout) == ends, done.stderr
 
 
 def expected(start, real):

@@ -584,6 +584,28 @@ def test_weights_of_an_overlapping_view_are_set_as_they_were():
     assert_same_bits(opt.weights[0], before[::-1])
 
 
+@pytest.mark.parametrize("meanwhile", ["reset", "built for another model"])
+def test_weights_are_not_set_into_a_model_that_another_thread_has_put_there(meanwhile):
+    """Between the check of the shapes and the setting, where no lock is held."""
+
+    class Interrupted(RMSprop):
+        def _assign(self, slots, *counters):
+            self.reset()
+            if meanwhile != "reset":
+                self.step(model()[::-1], model(1)[::-1])
+            super()._assign(slots, *counters)
+
+    opt = Interrupted()
+    opt.step(model(), model(1))
+    fresh = [np.full_like(w, 7) for w in opt.weights]
+    with pytest.raises(RuntimeError, match=r"^another thread has rebuilt the optimizer meanwhile$"):
+        opt.set_weights(fresh)
+    assert not any((w == 7).any() for w in opt.weights)
+    opt.reset()
+    opt.step(model(), model(1))
+    assert opt.iterations == 1
+
+
 @pytest.mark.parametrize("form", ["list", "dict", "bare"])
 def test_build_makes_zero_accumulators_and_only_reads(form):
     forms = {"list": model(), "dict": as_form(model(), "dict"), "bare": model()[0]}

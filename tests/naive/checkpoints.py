@@ -18,6 +18,11 @@ def load_arrays(path):
         return {name: archive[name] for name in archive.files}
 
 
+def resume(opt, path):
+    """Its arrays alone, as Keras 2.0's get_weights has them."""
+    opt.set_weights([x for name, x in load_arrays(path).items() if name.startswith("accumulator")])
+
+
 def load_pickle(path):
     """Whatever code the file holds."""
     with open(path, "rb") as file:
