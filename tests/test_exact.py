@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -191,39 +192,66 @@ def test_bits_do_not_depend_on_how_parameters_are_split(threads):
         assert_same_bits(np.concatenate(parts), whole)
 
 
-# The floating-point environment of the calling thread, as other libraries may have left it.
-FTZ_AND_DAZ = 0x8040
-DOWN, UP, TO_ZERO = 0x400, 0x800, 0xC00
-only_x86_64 = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="sets MXCSR, which only x86-64 has"
+class Control(NamedTuple):
+    """The processor's control word in fenv_t of Linux's C libraries, and bits of it."""
+
+    word: int
+    mask: int  # all but the sticky flags
+    down: int
+    up: int
+    flush: int  # subnormal numbers to zero, as results and as operands
+
+
+CONTROLS = {  # MXCSR; FPCR
+    "x86_64": Control(word=7, mask=0xFFC0, down=0x2000, up=0x4000, flush=0x8040),
+    "aarch64": Control(word=0, mask=0xFFFFFFFF, down=1 << 23, up=1 << 22, flush=1 << 24),
+}
+CONTROL = CONTROLS.get(platform.machine())
+MODES = {  # what other libraries may have left in the calling thread
+    "down": ["down"],
+    "up": ["up"],
+    "to zero": ["down", "up"],
+    "flush": ["flush"],
+    "flush and up": ["flush", "up"],
+}
+sets_the_environment = pytest.mark.skipif(
+    CONTROL is None or not sys.platform.startswith("linux"),
+    reason="where the control word lies is known for Linux on x86-64 and aarch64",
 )
 
 
 class Environment:
-    """Sets bits of MXCSR, the last word of glibc's fenv_t on x86-64, in this thread."""
+    """Sets bits of the control word in this thread."""
 
-    def __init__(self, mxcsr):
-        self.mxcsr = mxcsr
+    def __init__(self, mode):
+        self.bits = sum(getattr(CONTROL, name) for name in MODES[mode])
         self.libm = ctypes.CDLL(None)
 
+    def words(self):
+        found = (ctypes.c_uint32 * 8)()
+        assert self.libm.fegetenv(found) == 0
+        return found
+
     def __enter__(self):
-        self.saved = (ctypes.c_uint32 * 8)()
-        assert self.libm.fegetenv(self.saved) == 0
-        changed = (ctypes.c_uint32 * 8)(*self.saved)
-        changed[7] |= self.mxcsr
+        self.saved, changed = self.words(), self.words()
+        changed[CONTROL.word] |= self.bits
         assert self.libm.fesetenv(changed) == 0
 
     def __exit__(self, *exception):
-        self.inside = (ctypes.c_uint32 * 8)()
-        self.libm.fegetenv(self.inside)
+        self.inside = self.words()
         self.libm.fesetenv(self.saved)
 
+    def stayed(self):
+        """Were its bits, and no others, still set at its end?"""
+        set_to = self.saved[CONTROL.word] | self.bits
+        return self.inside[CONTROL.word] & CONTROL.mask == set_to & CONTROL.mask
 
-@only_x86_64
+
+@sets_the_environment
 @pytest.mark.usefixtures("team_at_any_size")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("mxcsr", [DOWN, UP, TO_ZERO, FTZ_AND_DAZ, FTZ_AND_DAZ | UP], ids=hex)
-def test_the_callers_rounding_and_flush_to_zero_change_no_bit(isa, mxcsr, threads):
+@pytest.mark.parametrize("mode", MODES)
+def test_the_callers_rounding_and_flush_to_zero_change_no_bit(isa, mode, threads):
     set_num_threads(threads)
     rng = np.random.default_rng(1)
     params = [reference.spread_values(9001, 1, -3, 3, "float32"), np.ones(17)]
@@ -233,22 +261,26 @@ def test_the_callers_rounding_and_flush_to_zero_change_no_bit(isa, mxcsr, thread
             reference.spread_values(9001, int(rng.integers(10**9)), -75, 5, "float32"),
             rng.standard_normal(17) * 1e-160,
         ]
-        environment = Environment(mxcsr)
+        environment = Environment(mode)
         with environment:
             pair.opt.step(pair.params, grads)
-        assert environment.inside[7] & 0xFFC0 == (0x1F80 | mxcsr), "it was not restored"
+        assert environment.stayed(), "it was not restored"
         reference.step(
             pair.expected, grads, pair.accumulators, pair.opt.iterations - 1, **pair.options
         )
     pair.check()
 
 
-@only_x86_64
-def test_the_environment_of_that_test_changes_numpys_bits():
-    x = np.full(64, 1e-20, np.float32)
-    with Environment(FTZ_AND_DAZ):
-        flushed = x * x * np.float32(1e20)
-    assert (flushed != x * x * np.float32(1e20)).all()
+@sets_the_environment
+@pytest.mark.parametrize("mode", MODES)
+def test_the_environment_of_that_test_changes_numpys_bits(mode):
+    x = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+    tiny, factor = x * np.float32(1e-20), np.float32(1e20)
+    plain = np.stack([x / np.float32(3), tiny * tiny * factor])
+    with Environment(mode):
+        changed = np.stack([x / np.float32(3), tiny * tiny * factor])
+    differ = (plain != changed).any(axis=1)
+    assert differ[1] if mode == "flush" else differ[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -9,7 +9,7 @@
 
 #ifdef __SSE2__
 #include <xmmintrin.h>
-#else
+#elif !defined(__aarch64__)
 #include <fenv.h>
 #endif
 
@@ -39,12 +39,17 @@ float naive_sum_of_squares(const float *g, long n, int threads)
     return sum;
 }
 
-/* What a library leaves behind that was linked with -ffast-math, or that rounds its own way: on x86
- * the control register, elsewhere the rounding mode. */
+/* What a library leaves behind that was linked with -ffast-math, or that rounds its own way. The
+ * value is that of x86's control register; aarch64 has the same bits elsewhere, in 32 bits of FPCR,
+ * and other machines round up for any but 0. */
 void set_environment(unsigned int value)
 {
-#ifdef __SSE2__
+#if defined(__SSE2__)
     _mm_setcsr(value);
+#elif defined(__aarch64__)
+    const unsigned long flush = (value & 0x8000ul) << 9;
+    const unsigned long up = (value & 0x4000ul) << 8, down = (value & 0x2000ul) << 10;
+    __asm__ volatile("msr fpcr, %0" : : "r"(flush | up | down));
 #else
     fesetround(value ? FE_UPWARD : FE_TONEAREST);
 #endif
@@ -52,8 +57,12 @@ void set_environment(unsigned int value)
 
 unsigned int get_environment(void)
 {
-#ifdef __SSE2__
+#if defined(__SSE2__)
     return _mm_getcsr() & ~0x3fu; /* without the sticky flags */
+#elif defined(__aarch64__)
+    unsigned long found;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
+    return (unsigned int)found;
 #else
     return fegetround() == FE_UPWARD;
 #endif
