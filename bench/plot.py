@@ -189,6 +189,31 @@ def epoch():
     save(figure, "epoch")
 
 
+def rnn():
+    """Losses of the recurrent network: each method's best learning rate from each start."""
+    result = read("rnn")
+    best = {}
+    for run in result["runs"]:
+        kept = best.setdefault(run["method"], run)
+        if np.median(run["errors"]) < np.median(kept["errors"]):
+            best[run["method"]] = run
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for (method, run), colour in zip(best.items(), (COLOURS[2], COLOURS[0]), strict=True):
+        losses = np.array(run["losses"])
+        updates = np.arange(1, losses.shape[1] + 1) * result["window"]
+        axes.semilogy(updates, losses.T, color=colour, alpha=0.35, linewidth=1)
+        label = f"{method}, lr {run['lr']:g}"
+        axes.semilogy(updates, np.median(losses, axis=0), color=colour, linewidth=2, label=label)
+    axes.axhline(1 / 6, color=GREY, linestyle=":", label="always saying 1")
+    axes.set_xlabel(f"updates (losses are means of {result['window']})")
+    axes.set_ylabel("mean squared error")
+    starts = len(best["RMSprop"]["errors"])
+    axes.set_title(f"Adding two of {result['length']} numbers: {starts} starts, median", color=GREY)
+    axes.grid()
+    axes.legend()
+    save(figure, "rnn")
+
+
 def comparison():
     """All cells of the comparison as a page."""
     text = ["# All cells of the comparison", ""]
@@ -207,7 +232,7 @@ def comparison():
     (DOCS / "comparison.md").write_text("\n".join(text).rstrip() + "\n")
 
 
-PICTURES = (speedup, bandwidth, scaling, variants, epoch, comparison)
+PICTURES = (speedup, bandwidth, scaling, variants, epoch, rnn, comparison)
 
 
 def main():

@@ -1,6 +1,7 @@
 """torch.optim.RMSprop and rmsprop_c.torch.RMSprop in one process, on torch's own OpenMP.
 
     python bench/torch_door.py --out bench/results/torch.json
+    python bench/torch_door.py --table      the tables of docs/torch.md, from that file
 
 Steps: of a multilayer perceptron, an LSTM and ResNet-50's tensors, with gradients that stay as they
 are. Training: whole iterations of the first two. Curves: the losses of a network on handwritten
@@ -222,7 +223,12 @@ def main():
     parser.add_argument("--threads", default="1,2", help="numbers, by commas")
     parser.add_argument("--seconds", type=float, default=12, help="for each measurement")
     parser.add_argument("--out", type=Path, help="file for the results, as JSON")
+    parser.add_argument("--table", action="store_true", help="only print the recorded results")
     arguments = parser.parse_args()
+    if arguments.table:
+        recorded = Path(__file__).resolve().parent / "results/torch.json"
+        print(tables(json.loads(recorded.read_text())))
+        return
     names = arguments.models.split(",")
     dtypes = (torch.float32, torch.float64)
     cells = [("steps", name, dtype) for name in names for dtype in dtypes]
@@ -279,6 +285,25 @@ def row(cell):
         f"{cell['what']} {cell['model']} {cell['dtype']}, {cell['threads']} threads: "
         f"ours {ours:,.0f} us; {ratios} ({cell['others']} processors used by others)"
     )
+
+
+def tables(result):
+    """All measurements as Markdown: of steps, then of whole iterations."""
+    names = ("ours, team", "for-loop", "foreach", "compiled")
+    lines = []
+    for what in ("steps", "training"):
+        head = ["", "threads", "ours, us", *names, "others"]
+        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for cell in result["cells"]:
+            if cell["what"] != what:
+                continue
+            rows = cell["rows"]
+            ratios = [f"{rows[n]['ratio_of_minima']:.2f}" if n in rows else "" for n in names]
+            ours = f"{rows['ours']['minimum'] * 1e6:,.0f}"
+            model = f"{cell['model']}, {cell['dtype']}"
+            cells = [model, str(cell["threads"]), ours, *ratios, f"{cell['others']:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines[1:])
 
 
 if __name__ == "__main__":
