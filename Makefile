@@ -33,7 +33,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint rmsprop_c
 	$(BIN)/clang-format --dry-run --Werror rmsprop_c/_kernels.[ch] rmsprop_c/_threads.[ch] \
-		rmsprop_c/include/*.h bench/exhaustive.c check/*.c tests/naive/*.c
+		rmsprop_c/include/*.h bench/exhaustive.c check/*.c tests/*.c tests/naive/*.c
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing/user.py
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/user.py

@@ -42,6 +42,9 @@ SELF = "import sys; sys.executable = sys._base_executable = {wrapper!r}\n"
 # What depends on the processor; all else would take an hour there.
 TESTS = [f"tests/test_{name}.py" for name in ("arrays", "exact", "golden", "hazards", "numerics")]
 
+# QEMU shows a /proc/self/stat of its own making, which does not tell who was forked.
+NOT_THERE = "test_hazards.py::test_a_first_import_in_a_child_of_a_threaded_parent_finishes"
+
 
 def unpacked(folder):
     """Debian's Python for arm64, as the root of a file system."""
@@ -116,7 +119,7 @@ def suite(folder):
     command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
     lines = []
     with subprocess.Popen(
-        [*command, *TESTS, *SUITE, *sys.argv[1:]],
+        [*command, *TESTS, *SUITE, f"--deselect=tests/{NOT_THERE}", *sys.argv[1:]],
         cwd=tree,
         env=os.environ | SLOWER | {"CC": COMPILER},
         stdout=subprocess.PIPE,

@@ -31,7 +31,7 @@ OLDEST_NUMPY = {"3.10": "1.25.0"}  # the newest Pythons have none so old
 LARGEST = 1_000_000  # bytes of a wheel
 DIST = ROOT / "dist"
 # They need the tree: they build it anew, or are about its other files.
-NOT_OF_A_WHEEL = ("bench", "build", "readme")
+NOT_OF_A_WHEEL = ("bench", "build", "readme", "reliability")
 INFO = """
 import json, numpy, platform, rmsprop_c
 print(json.dumps({"python": platform.python_version(), "numpy": numpy.__version__,

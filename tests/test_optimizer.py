@@ -584,18 +584,21 @@ def test_weights_of_an_overlapping_view_are_set_as_they_were():
     assert_same_bits(opt.weights[0], before[::-1])
 
 
-@pytest.mark.parametrize("meanwhile", ["reset", "built for another model"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "another model", "a model without momentum"])
 def test_weights_are_not_set_into_a_model_that_another_thread_has_put_there(meanwhile):
     """Between the check of the shapes and the setting, where no lock is held."""
 
     class Interrupted(RMSprop):
         def _assign(self, slots, *counters):
             self.reset()
-            if meanwhile != "reset":
+            if meanwhile == "another model":
                 self.step(model()[::-1], model(1)[::-1])
+            elif meanwhile == "a model without momentum":
+                self.momentum = 0.0
+                self.step(model(), model(1))
             super()._assign(slots, *counters)
 
-    opt = Interrupted()
+    opt = Interrupted(momentum=0.5)
     opt.step(model(), model(1))
     fresh = [np.full_like(w, 7) for w in opt.weights]
     with pytest.raises(RuntimeError, match=r"^another thread has rebuilt the optimizer meanwhile$"):
