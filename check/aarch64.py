@@ -42,8 +42,9 @@ SELF = "import sys; sys.executable = sys._base_executable = {wrapper!r}\n"
 # What depends on the processor; all else would take an hour there.
 TESTS = [f"tests/test_{name}.py" for name in ("arrays", "exact", "golden", "hazards", "numerics")]
 
-# QEMU shows a /proc/self/stat of its own making, which does not tell who was forked.
-NOT_THERE = "test_hazards.py::test_a_first_import_in_a_child_of_a_threaded_parent_finishes"
+# QEMU 7.2 fails an assertion of its own where a forked child makes a thread, has a /proc/self/stat
+# that does not tell who was forked, and keeps no limit of memory.
+NOT_THERE = "not fork and not child and not pool and not joblib and not limited_memory"
 
 
 def unpacked(folder):
@@ -119,7 +120,7 @@ def suite(folder):
     command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
     lines = []
     with subprocess.Popen(
-        [*command, *TESTS, *SUITE, f"--deselect=tests/{NOT_THERE}", *sys.argv[1:]],
+        [*command, *TESTS, *SUITE, "-k", NOT_THERE, *sys.argv[1:]],
         cwd=tree,
         env=os.environ | SLOWER | {"CC": COMPILER},
         stdout=subprocess.PIPE,

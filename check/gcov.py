@@ -143,6 +143,8 @@ def main():
             "_core.pyx": core_lines(tree, counts["rmsprop_c/_core.c"]),
         }
         progress.update()
+        if not any(count for count, _ in files["_core.pyx"].values()):
+            raise SystemExit("a process was killed while it wrote its counts; run this again")
         uncovered, parts = {}, []
         totals = {"The C core": [0] * 4, "_core.pyx": [0] * 4}
         for file, lines in files.items():
