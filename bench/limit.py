@@ -35,6 +35,7 @@ def compile_limit(vector_bytes=None):
     """
     source = HERE / "limit.c"
     command = [*os.environ.get("CC", "cc").split(), "-O3", "-march=native", "-shared", "-fPIC"]
+    command.append("-mtune=generic")  # else gcc halves the 32-byte stores for AMD's first Zen
     if platform.machine() in X86:
         command.append("-mprefer-vector-width=512")  # else clang halves 64-byte vectors
     if vector_bytes:

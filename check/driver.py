@@ -25,7 +25,7 @@ TSAN = {"TSAN_OPTIONS": "exitcode=66:die_after_fork=0:report_thread_leaks=0"}
 # name: compiler, flags, what runs the program, its environment, whether it must find `driver race`
 WAYS = {
     "plain": (CC, ["-O3", "-Wall", "-Wextra", "-Werror"], [], {}, False),
-    "musl, static": (["musl-gcc"], ["-O3", "-static"], [], {}, False),
+    "musl (static)": (["musl-gcc"], ["-O3", "-static"], [], {}, False),
     "OpenMP": (CC, ["-O3", "-fopenmp"], [], {}, False),
     "ThreadSanitizer": (CC, ["-O1", "-fsanitize=thread"], [], TSAN, True),
     "Archer (clang, OpenMP)": (
@@ -47,7 +47,7 @@ def attempt(name, folder):
     for needed in (compiler[0], *runner[:1]):
         if shutil.which(needed) is None:
             return "skipped", f"{needed} is not installed"
-    program = folder / name.split()[0].strip(",")
+    program = folder / name.split()[0]
     command = [*compiler, *COMMON, *flags, *SOURCES, "-o", program, "-lm", "-lpthread"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
