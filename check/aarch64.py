@@ -41,7 +41,6 @@ Dir::Cache "{folder}/cache";
 SELF = "import sys; sys.executable = sys._base_executable = {wrapper!r}\n"
 # What depends on the processor; all else would take an hour there.
 TESTS = [f"tests/test_{name}.py" for name in ("arrays", "exact", "golden", "hazards", "numerics")]
-
 # QEMU 7.2 fails an assertion of its own where a forked child makes a thread, has a /proc/self/stat
 # that does not tell who was forked, and keeps no limit of memory.
 NOT_THERE = "not fork and not child and not pool and not joblib and not limited_memory"
@@ -95,19 +94,14 @@ def interpreter(folder, root, wheel):
     run([sys.executable, "-m", "pip", "install", "-q", *where, f"{wheel}[test]", "joblib"])
     wrapper = folder / "python"
     emulated = f"qemu-aarch64 -L {root} {root}/usr/bin/python{VERSION}"
-    environment = {"PATH": f"{folder}:$PATH"}
-    wrapper.write_text(
-        PYTHON.format(
-            environment=" ".join(f"{k}={v}" for k, v in environment.items()), python=emulated
-        )
-    )
+    wrapper.write_text(PYTHON.format(environment=f"PATH={folder}:$PATH", python=emulated))
     wrapper.chmod(0o755)
     (packages / "self.pth").write_text(SELF.format(wrapper=str(wrapper)))
     return wrapper
 
 
 def suite(folder):
-    """Its last line, or None, and whether it passed."""
+    """What it says at its end, and whether it passed."""
     progress = tqdm(total=4, unit="step")
     tree = copy_tree(folder)
     root = unpacked(folder)
