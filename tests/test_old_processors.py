@@ -128,7 +128,7 @@ def test_a_processor_without_avx_refuses_avx_by_name_and_runs_by_default(nehalem
 
 
 NAIVE = """
-import os, sys
+import sys
 import numpy as np
 
 sys.path.insert(0, sys.argv[1])
