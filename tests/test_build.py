@@ -303,7 +303,7 @@ def test_an_installed_wheel_passes_its_selftest(python, tmp_path):
 
 
 def test_the_import_adds_less_than_15_ms_to_numpys(python, tmp_path):
-    """Processor time: busy neighbours on a host lengthen it by half, for most samples of a minute."""
+    """Processor time: busy neighbours of a guest lengthen most samples of a minute by half."""
     times = []
     while len(times) < 100 and min(times, default=1) >= 0.015:
         times.append(float(run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[0]))
