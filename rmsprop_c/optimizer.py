@@ -12,12 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import (
-    _core,
-    constraints as constraints_module,
-    interchange,
-    reference,
-)
+from . import _core
+
+# checkpoint, constraints, interchange, reference and schedules are imported where they are first
+# needed: together they would take longer than all the rest.
 
 Model = Any  # list or tuple of arrays, dict of arrays, or one array
 Own = TypeVar("Own", bound="Optimizer")
@@ -399,7 +397,7 @@ class Optimizer(_core.Core):
         try:
             for name in ("lr", "learning_rate"):
                 if isinstance(arguments.get(name), Mapping):
-                    from . import schedules  # see __getattr__ in __init__.py
+                    from . import schedules
 
                     arguments[name] = schedules.deserialize(arguments[name], custom_objects)
             return cls(**arguments)
@@ -655,7 +653,7 @@ class Optimizer(_core.Core):
         The run that `load` resumes continues with the same bits. Attributes that a subclass adds
         are not in the file; those of its ``get_config`` are.
         """
-        from . import checkpoint  # its imports take longer than all the rest
+        from . import checkpoint
 
         checkpoint.save(self, path)
 
@@ -716,6 +714,8 @@ class Optimizer(_core.Core):
         TypeError, ValueError
             If the state does not fit; nothing is set then.
         """
+        from . import interchange
+
         slots = self._views()
         if not slots:
             raise ValueError("there is no state to set yet; call build(params) first")
@@ -762,6 +762,8 @@ class Optimizer(_core.Core):
         dict, list or tree
             Like `state`, with copies of our arrays.
         """
+        from . import interchange
+
         snapshot = self._snapshot()
         if not snapshot["slots"]:
             raise ValueError("there is no state yet; call build(params) or step first")
@@ -838,6 +840,8 @@ class Optimizer(_core.Core):
         limits = (self.clipnorm, self.clipvalue, self.parameter_clipnorm)
         if all((limit or 0) <= 0 for limit in limits):
             return grads
+        from . import reference
+
         arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
         arrays = [None if g is None else np.asarray(g) for g in arrays]
         like = _arrays(params)
@@ -896,10 +900,12 @@ def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
             f"constraints is of type {type(constraints).__name__}; pass None, a list with an "
             "entry for each parameter, or a dict by index or key"
         )
+    from .constraints import get
+
     found = {}
     for name, constraint in chosen.items():
         try:
-            found[name] = constraints_module.get(constraint)
+            found[name] = get(constraint)
         except ValueError as error:
             raise ValueError(f"constraints[{name!r}]: {error}") from None
     return found

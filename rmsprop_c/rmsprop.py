@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import presets, serialization
+from . import serialization
 from .optimizer import DEFAULT, Optimizer
 
 
@@ -165,6 +165,8 @@ class RMSprop(Optimizer):
         >>> RMSprop.like("torch", alpha=0.9, momentum=0.5)
         RMSprop(lr=0.01, rho=0.9, decay=0.0, epsilon=1e-08, momentum=0.5, lr_in_momentum=False)
         """
+        from . import presets
+
         return cls(**presets.translate(framework, arguments))
 
 

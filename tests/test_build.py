@@ -318,15 +318,28 @@ def test_the_import_imports_no_other_library_but_numpy(python, tmp_path):
     assert not doors & set(imported)
 
 
-def test_a_schedule_is_imported_when_it_is_asked_for(python, tmp_path):
+def test_constraints_and_schedules_are_imported_when_they_are_asked_for(python, tmp_path):
     code = """
 import sys
 import rmsprop_c
-assert "rmsprop_c.schedules" not in sys.modules and "schedules" in dir(rmsprop_c)
 assert not hasattr(rmsprop_c, "schedule")
-assert rmsprop_c.schedules is sys.modules["rmsprop_c.schedules"]
+for name in ("constraints", "schedules"):
+    assert f"rmsprop_c.{name}" not in sys.modules and name in dir(rmsprop_c)
+    assert getattr(rmsprop_c, name) is sys.modules[f"rmsprop_c.{name}"]
 """
     run(python, "-c", code, cwd=tmp_path)
+
+
+def test_the_import_and_a_step_load_only_what_a_step_needs(python, tmp_path):
+    code = """
+import sys
+import numpy as np
+import rmsprop_c
+rmsprop_c.RMSprop(lr=0.1, clipnorm=1.0, centered=True).step([np.ones(3)], [np.ones(3)])
+print(*sorted(name for name in sys.modules if name.startswith("rmsprop_c.")))
+"""
+    loaded = run(python, "-c", code, cwd=tmp_path).stdout.replace("rmsprop_c.", "").split()
+    assert loaded == ["_core", "_version", "optimizer", "rmsprop", "serialization", "threads"]
 
 
 def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):
