@@ -28,8 +28,6 @@ DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|
 LOOP = re.compile(r"\bfor .* in ")
 # What is Python alone, on top of the core.
 DOORS = [f"--ignore=tests/test_{name}.py" for name in ("docs", "doors", "rnn", "scipy", "sklearn")]
-# The kernels' disassembly looks for what only the optimiser makes.
-KERNELS = ["-k", "not own_registers and not contracts and not half_a_megabyte"]
 # Children of a fork leave by os._exit, behind gcov's back.
 EXIT = """
 import ctypes, os, sys
@@ -120,13 +118,8 @@ def main():
         python = environment(folder, tree, first="import dump_at_exit", **SLOWER)
         (tree / "dump_at_exit.py").write_text(EXIT)
         command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
-        suite_with_kernels = [*DOORS, *KERNELS, *(word for word in SUITE if "kernels" not in word)]
-        with subprocess.Popen(
-            [*command, *suite_with_kernels, *sys.argv[1:]],
-            cwd=tree,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as suite:
+        command += [*DOORS, *SUITE, *sys.argv[1:]]
+        with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, text=True) as suite:
             for line in suite.stdout:
                 tqdm.write(line.rstrip())
         progress.update()

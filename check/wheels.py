@@ -30,8 +30,9 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 OLDEST_NUMPY = {"3.10": "1.25.0"}  # the newest Pythons have none so old
 LARGEST = 1_000_000  # bytes of a wheel
 DIST = ROOT / "dist"
-# They need the tree: they build it anew, or are about its other files.
-NOT_OF_A_WHEEL = ("bench", "build", "readme", "reliability")
+# They need the tree: they build it anew, are about its other files, or read symbols, of which a
+# wheel is stripped.
+NOT_OF_A_WHEEL = ("bench", "build", "kernels", "readme", "reliability")
 INFO = """
 import json, numpy, platform, rmsprop_c
 print(json.dumps({"python": platform.python_version(), "numpy": numpy.__version__,
@@ -121,7 +122,7 @@ def inspect(case, python, wheel, folder):
 def test(case, python, wheel, source, tests):
     """The summary of the tests, which see no sources of the package."""
     numpy = [f"numpy=={case.numpy}"] if case.numpy else []
-    run([python, "-m", "pip", "install", "-q", f"{wheel}[test]", *numpy])
+    run([python, "-m", "pip", "install", "-q", f"{wheel}[examples,test]", *numpy])
     chosen = tests or ["tests", *(f"--ignore=tests/test_{name}.py" for name in NOT_OF_A_WHEEL)]
     said = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], cwd=source)
     return re.search(r"(\d+ passed.*) in ", said.splitlines()[-1]).group(1)

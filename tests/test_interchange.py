@@ -245,7 +245,7 @@ def test_optax_parameters_may_be_in_any_form(form):
         ("momentum", 2, -1),
     ):
         for x, y in zip(values[slot], arrays(seed, np.float32), strict=True):
-            assert_same_bits(x, sign * y)
+            assert_same_bits(x, np.float32(sign) * y)
     assert_same_state(write("optax", state, values, 7, keys=keys), state)
 
 

@@ -94,7 +94,7 @@ class RMSprop:
             self.native.naive_step(
                 *pointers, size, lr, self.rho, self.epsilon, self.momentum, scale, team
             )
-        self.iterations = t + np.float32(1)
+        self.iterations = np.float32(t) + np.float32(1)
 
     def step(self, params, grads):
         if not self.accumulators:
