@@ -126,7 +126,7 @@ def listed(results, kind, why):
     """What stays open, file by file, with its reason."""
     rows = []
     for _, figures in sorted(results.items()):
-        for file, texts in figures.get(kind, {}).items():
+        for file, texts in sorted(figures.get(kind, {}).items()):
             rows += ["", f"`{file}`", ""]
             for text in texts:
                 reason = explanation(why, file, text) or "**not explained**"
