@@ -610,7 +610,8 @@ def test_preloaded_failures_to_make_a_thread_leave_the_step_serial(library, fail
     of_failing(name).value = value
     for _ in range(4):
         opt.step(params, grads)
-    assert of_failing("failures").value == 1
+    # A build without OpenMP makes no thread, so that none fails.
+    assert of_failing("failures").value == (library.get_num_threads() > 1)
     assert_same_bits(params[0], wanted)
 
 
