@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
+from . import _core, constraints as constraints_module, reference
 
-# checkpoint, constraints, interchange, reference and schedules are imported where they are first
-# needed: together they would take longer than all the rest.
+# checkpoint, interchange and schedules are imported where they are first needed: together they
+# would take longer than all the rest. None is on a step's way: a process forked while another
+# thread holds an import's lock would wait there for ever.
 
 Model = Any  # list or tuple of arrays, dict of arrays, or one array
 Own = TypeVar("Own", bound="Optimizer")
@@ -840,8 +841,6 @@ class Optimizer(_core.Core):
         limits = (self.clipnorm, self.clipvalue, self.parameter_clipnorm)
         if all((limit or 0) <= 0 for limit in limits):
             return grads
-        from . import reference
-
         arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
         arrays = [None if g is None else np.asarray(g) for g in arrays]
         like = _arrays(params)
@@ -900,12 +899,10 @@ def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
             f"constraints is of type {type(constraints).__name__}; pass None, a list with an "
             "entry for each parameter, or a dict by index or key"
         )
-    from .constraints import get
-
     found = {}
     for name, constraint in chosen.items():
         try:
-            found[name] = get(constraint)
+            found[name] = constraints_module.get(constraint)
         except ValueError as error:
             raise ValueError(f"constraints[{name!r}]: {error}") from None
     return found

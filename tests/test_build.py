@@ -303,10 +303,8 @@ def test_an_installed_wheel_passes_its_selftest(python, tmp_path):
 
 
 def test_the_import_adds_less_than_15_ms_to_numpys(python, tmp_path):
-    """Processor time: busy neighbours of a guest lengthen most samples of a minute by half."""
-    times = []
-    while len(times) < 100 and min(times, default=1) >= 0.015:
-        times.append(float(run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[0]))
+    """Processor time, whose minimum a busy machine does not change."""
+    times = [float(run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[0]) for _ in range(15)]
     assert min(times) < 0.015, times
 
 
@@ -318,28 +316,35 @@ def test_the_import_imports_no_other_library_but_numpy(python, tmp_path):
     assert not doors & set(imported)
 
 
-def test_constraints_and_schedules_are_imported_when_they_are_asked_for(python, tmp_path):
+def test_a_schedule_is_imported_when_it_is_asked_for(python, tmp_path):
     code = """
 import sys
 import rmsprop_c
+assert "rmsprop_c.schedules" not in sys.modules and "schedules" in dir(rmsprop_c)
 assert not hasattr(rmsprop_c, "schedule")
-for name in ("constraints", "schedules"):
-    assert f"rmsprop_c.{name}" not in sys.modules and name in dir(rmsprop_c)
-    assert getattr(rmsprop_c, name) is sys.modules[f"rmsprop_c.{name}"]
+assert rmsprop_c.schedules is sys.modules["rmsprop_c.schedules"]
 """
     run(python, "-c", code, cwd=tmp_path)
 
 
-def test_the_import_and_a_step_load_only_what_a_step_needs(python, tmp_path):
+def test_the_import_loads_what_steps_need_and_steps_load_nothing(python, tmp_path):
+    """A process forked while another thread imports waits for ever at an import of its own."""
     code = """
 import sys
 import numpy as np
 import rmsprop_c
-rmsprop_c.RMSprop(lr=0.1, clipnorm=1.0, centered=True).step([np.ones(3)], [np.ones(3)])
-print(*sorted(name for name in sys.modules if name.startswith("rmsprop_c.")))
+loaded = set(sys.modules)
+print(*sorted(name for name in loaded if name.startswith("rmsprop_c.")))
+params = [np.ones(3)]
+opt = rmsprop_c.RMSprop(clipnorm=1.0, clipvalue=1.0, centered=True)
+loss = lambda params: (0.0, [np.ones(3)])
+opt.step(params, opt.get_gradients(loss, params))
+opt.get_updates(params, ["maxnorm"], loss)
+assert set(sys.modules) == loaded, set(sys.modules) - loaded
 """
     loaded = run(python, "-c", code, cwd=tmp_path).stdout.replace("rmsprop_c.", "").split()
-    assert loaded == ["_core", "_version", "optimizer", "rmsprop", "serialization", "threads"]
+    steps = ["_core", "_version", "constraints", "optimizer", "reference", "rmsprop"]
+    assert loaded == [*steps, "serialization", "threads"]
 
 
 def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):
