@@ -3,13 +3,17 @@
 K.epsilon(), which keeps the norms from 0, is 1e-7 in TensorFlow 1.3 and here.
 """
 
+from __future__ import annotations  # NDArray's module takes a millisecond of the import
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import serialization
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 EPSILON = 1e-7
 
@@ -26,7 +30,7 @@ class Constraint:
         return {}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Constraint":
+    def from_config(cls, config: Mapping[str, Any]) -> Constraint:
         """Make a constraint from what `get_config` returned."""
         return cls(**config)
 

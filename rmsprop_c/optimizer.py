@@ -1,5 +1,7 @@
 """What of an optimizer is not arithmetic: arguments, config, losses, weights, constraints."""
 
+from __future__ import annotations  # NDArray's module takes a millisecond of the import
+
 import contextlib
 import copyreg
 import numbers
@@ -7,12 +9,14 @@ import os
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _core, constraints as constraints_module, reference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # checkpoint, interchange and schedules are imported where they are first needed: together they
 # would take longer than all the rest. None is on a step's way: a process forked while another
@@ -187,10 +191,10 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _property(index: int, row: Hyperparameter) -> property:
-    def get_value(self: "Optimizer") -> Any:
+    def get_value(self: Optimizer) -> Any:
         return shown(row, self._get_setting(index))
 
-    def set_value(self: "Optimizer", value: Any) -> None:
+    def set_value(self: Optimizer, value: Any) -> None:
         number = checked(row, value)
         self._refuse_conflict(row.name, number)
         self._set_setting(index, number)
@@ -914,7 +918,7 @@ for _index, _name in enumerate(NUMBERS):
 
 
 # Losses that returned a scalar: a function, or an object and the names of its methods.
-_scalar_losses: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
+_scalar_losses: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _key(loss: Any) -> tuple[Any, str]:
