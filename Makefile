@@ -55,13 +55,13 @@ exhaustive: $(VENV)/installed
 check: $(VENV)/installed
 	$(BIN)/python check/run.py
 
-# The sdist, and its wheel for each Python from 3.10 to 3.13 that is found, built, checked, installed
-# alone and tested: make wheels PYTHONS="python3.10 /elsewhere/bin/python3.12" TESTS="tests/test_golden.py"
+# The sdist, and its wheel for each Python from 3.11 to 3.15 that is found, built, checked, installed
+# alone and tested: make wheels PYTHONS="python3.11 /elsewhere/bin/python3.12" TESTS="tests/test_golden.py"
 wheels: $(VENV)/wheels
 	$(BIN)/python check/wheels.py --pythons "$(PYTHONS)" --tests "$(TESTS)"
 
 # The doors beside the oldest libraries that they are promised for, with the oldest NumPy; these have
-# wheels for Python 3.10 and 3.11.
+# wheels for Python 3.11.
 oldest: $(VENV)/oldest/installed
 	$(VENV)/oldest/bin/pytest -q tests/test_sklearn.py tests/test_scipy.py tests/test_golden.py
 

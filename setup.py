@@ -98,6 +98,7 @@ setup(
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"),
                 ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),  # the oldest that is promised
+                ("CYTHON_UNPACK_METHODS", "0"),  # no step calls one, and they take 8 kB
             ],
         ),
         language_level=3,

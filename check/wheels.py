@@ -5,7 +5,7 @@ check-wheel-contents, and installed into an empty environment. There it runs its
 NumPy alone, and then the tests. Two more things are tried once: the oldest NumPy that is promised,
 with the oldest Python, and with the newest the wheel without OpenMP, as it is on most platforms.
 
-python check/wheels.py [--pythons "python3.10 ..."] [--tests "tests/test_golden.py ..."]
+python check/wheels.py [--pythons "python3.12 ..."] [--tests "tests/test_golden.py ..."]
 
 The sdist and the wheels lie in dist/ afterwards. What cibuildwheel would build is listed, no more.
 """
@@ -26,8 +26,8 @@ from typing import NamedTuple
 from shared import ROOT, run
 from tqdm import tqdm
 
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-OLDEST_NUMPY = {"3.10": "1.25.0"}  # the newest Pythons have none so old
+VERSIONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
+OLDEST_NUMPY = {"3.11": "1.25.0"}  # the newest Pythons have none so old
 LARGEST = 1_000_000  # bytes of a wheel
 DIST = ROOT / "dist"
 # They need the tree: they build it anew, are about its other files, or read symbols, of which a

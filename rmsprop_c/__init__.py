@@ -11,8 +11,21 @@ True
 """
 
 import importlib
+import importlib.util
 import os
 from typing import TYPE_CHECKING
+
+try:
+    from . import _core  # noqa: F401  # tells an unbuilt checkout
+except ImportError:
+    if importlib.util.find_spec(f"{__name__}._core") is not None:
+        raise
+    _here = os.path.dirname(os.path.abspath(__file__))
+    raise ImportError(
+        f"{_here} is the source of rmsprop_c, in which nothing is compiled, and Python looks there "
+        f"before it looks for an installed package: run 'pip install -e .' in "
+        f"{os.path.dirname(_here)}, or start Python in another folder"
+    ) from None
 
 from . import constraints
 from ._version import __version__
@@ -38,12 +51,14 @@ __all__ = [
 if TYPE_CHECKING:
     from . import schedules
 else:
+    # Of these the dataclasses take 6 ms to make, and the integrations need their libraries.
+    _LATER = ("schedules", "scipy", "sklearn", "torch")
 
     def __getattr__(name):
-        """Imports `schedules` when it is asked for: its dataclasses take 6 ms to make."""
-        if name != "schedules":
+        """Imports a module of the package when it is asked for."""
+        if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"{__name__}.schedules")
+        return importlib.import_module(f"{__name__}.{name}")
 
     def __dir__():
         return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ happens here: that is in ``include/rmsprop.h``.
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pythread cimport (
     PyThread_acquire_lock,
     PyThread_allocate_lock,
@@ -19,23 +20,30 @@ from cpython.pythread cimport (
     PyThread_type_lock,
     WAIT_LOCK,
 )
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
+import copy
 import operator
 import os
-import sys
 
 import numpy as np
+
+from rmsprop_c import arrays
 
 cnp.import_array()
 
 cdef extern from *:
     """
-    /* -O3 is for the kernels. Here it makes the library a tenth larger and no step faster. */
+    /* -O3 is for the kernels. Here it makes the library a tenth larger and no step faster, and so
+     * do copies of functions for constant arguments (15 kB with gcc 16). */
     #if defined(__GNUC__) && !defined(__clang__)
-    #pragma GCC optimize("O2")
+    #pragma GCC optimize("O2", "no-ipa-cp")
+    #endif
+    /* Python 3.15 has a field of types that Cython 3.2 does not know. */
+    #if defined(__GNUC__)
+    #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
     #endif
     #if defined(__clang__)
     #define RMSPROP_COMPILER "clang " __clang_version__
@@ -54,6 +62,17 @@ cdef extern from *:
     #define rmsprop_ndim(x) PyArray_NDIM((PyArrayObject *)(x))
     #define rmsprop_dims(x) PyArray_DIMS((PyArrayObject *)(x))
     #define rmsprop_data(x) PyArray_BYTES((PyArrayObject *)(x))
+    /* The first fields of DLPack's tensor, which a capsule named "dltensor" holds (version 1.1). */
+    typedef struct { int32_t type, id; } rmsprop_dldevice;
+    typedef struct { uint8_t code, bits; uint16_t lanes; } rmsprop_dldtype;
+    typedef struct {
+        void *data;
+        rmsprop_dldevice device;
+        int32_t ndim;
+        rmsprop_dldtype dtype;
+        int64_t *shape, *strides; /* in elements; strides may be NULL: C order */
+        uint64_t byte_offset;
+    } rmsprop_dltensor;
     """
     const char* RMSPROP_COMPILER
     void** rmsprop_items(object)
@@ -65,6 +84,20 @@ cdef extern from *:
     int rmsprop_ndim(void*)
     cnp.npy_intp* rmsprop_dims(void*)
     char* rmsprop_data(void*)
+    ctypedef struct rmsprop_dldevice:
+        int32_t type
+    ctypedef struct rmsprop_dldtype:
+        uint8_t code
+        uint8_t bits
+        uint16_t lanes
+    ctypedef struct rmsprop_dltensor:
+        void* data
+        rmsprop_dldevice device
+        int32_t ndim
+        rmsprop_dldtype dtype
+        int64_t* shape
+        int64_t* strides
+        uint64_t byte_offset
 
 cdef extern from "rmsprop.h" nogil:
     const size_t RMSPROP_BLOCK
@@ -160,7 +193,7 @@ def use_isa(name):
     found = compiled_isas()
     if not found.get(name):
         why = "this processor does not support it" if name in found else "it was not compiled"
-        usable = ", ".join(isa for isa, supported in found.items() if supported)
+        usable = ", ".join([isa for isa, supported in found.items() if supported])
         raise ValueError(f"instruction set {name!r} can't be used: {why}; usable here: {usable}")
     while rmsprop_kernels_compiled(i).name.decode() != name:
         i += 1
@@ -608,74 +641,49 @@ cdef void span(cnp.ndarray x, const char** low, const char** high) noexcept:
     high[0] += cnp.PyArray_ITEMSIZE(x)
 
 
-cdef bint share_memory(x, y):
-    """Do two arrays whose byte ranges meet share an element? Yes where that is too hard to tell."""
-    try:
-        return np.shares_memory(np.asarray(x), np.asarray(y), max_work=1_000_000)
-    except np.exceptions.TooHardError:
-        return True
-
-
-cdef bint overlaps_itself(cnp.ndarray x) noexcept:
-    """Does it have a stride of 0, as broadcasting makes them?"""
-    cdef int d
+cdef bint overlaps_itself(cnp.ndarray x) except -1:
+    """Do two of its elements share bytes? None do where each axis steps over all that lie below."""
+    cdef int d, other
+    cdef cnp.npy_intp reach, stride, below
     for d in range(cnp.PyArray_NDIM(x)):
-        if cnp.PyArray_STRIDE(x, d) == 0 and cnp.PyArray_DIM(x, d) > 1:
-            return cnp.PyArray_SIZE(x) > 0
+        if cnp.PyArray_DIM(x, d) < 2:
+            continue
+        stride = distance(cnp.PyArray_STRIDE(x, d))
+        reach = cnp.PyArray_ITEMSIZE(x)
+        for other in range(cnp.PyArray_NDIM(x)):
+            below = distance(cnp.PyArray_STRIDE(x, other))
+            if other != d and below <= stride:
+                reach += below * (cnp.PyArray_DIM(x, other) - 1)
+        if stride < reach:
+            return arrays.overlaps_itself(x)
     return False
 
 
-cdef object label(name, keys, Py_ssize_t position, bint bare):
-    """How errors call an array: params[2], params['W1'] or params."""
-    if bare:
-        return name
-    return f"{name}[{position if keys is None else keys[position]!r}]"
+cdef inline cnp.npy_intp distance(cnp.npy_intp stride) noexcept:
+    return -stride if stride < 0 else stride
 
 
-cdef bint is_masked(x):
-    """Is it a masked array?
-
-    NumPy loads numpy.ma when it is first needed. Where it is not loaded there are none, and an
-    import in a step could wait for the import lock of a thread that a fork has left behind.
-    """
-    if type(x) is np.ndarray:
-        return False
-    return isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
-
-
-cdef object checked_array(x, name):
-    """The array, as a plain ndarray; refuses what has no real float32 or float64 elements."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} is of type {type(x).__name__}, not a NumPy array")
-    if is_masked(x):
-        raise TypeError(f"{name} is a masked array, and a step would update masked elements too; "
-                        "pass its .data, or a gradient's .filled(0)")
-    x = np.asarray(x)
-    if x.dtype.newbyteorder("=") not in (np.float32, np.float64):
-        raise TypeError(f"{name} has dtype {x.dtype}, but only float32 and float64 arrays can be "
-                        "updated in place; convert the model with astype(np.float32)")
-    return x
-
-
+@cython.final   # its methods are called directly
 @cython.auto_pickle(False)
 cdef class Plan:
     """The positions of one model: shape, dtype, memory order and accumulator of each.
 
     Parameters
     ----------
-    arrays : sequence of ndarray
-        What to be like: parameters, or the accumulators of another plan.
+    count : int
+        How many there are.
     keys : tuple or None
         The keys of a model that is a dict.
     """
 
     cdef object keys
+    cdef object labels           # what errors call the positions where it is not keys
     cdef list slots              # of arrays by position, for each slot; None: not made yet
     cdef int made                # bits of the slots that are
     cdef bint float32
     cdef int64_t elements        # of all positions
     cdef Tensor* tensors
-    cdef Range* ranges           # of the parameters, by address
+    cdef Range* ranges           # of the parameters, and of state that is lent, by address
     cdef Range* grad_ranges      # of the gradients, where zero_grad needs them apart
     cdef Py_ssize_t count, range_count, grad_range_count
     cdef char* slabs[SLOTS]      # all arrays of a slot lie in one buffer
@@ -684,54 +692,91 @@ cdef class Plan:
     cdef size_t block_capacity
     cdef list held               # staged copies of the step under way
     cdef int kept                # bits of the slots that stay if the step under way is refused
+    cdef object factors          # the lr_scale and
+    cdef object excluded         # exclude_from_weight_decay that the positions know
     cdef bint apart              # the gradients of the latest check were, as zero_grad needs them
 
-    def __cinit__(self, arrays, keys):
-        cdef Tensor* t
-        cdef Py_ssize_t i
-        self.count = len(arrays)
+    def __cinit__(self, Py_ssize_t count, keys):
+        self.count = count
         self.keys = keys
+        self.excluded = ()
         self.slots = [None] * SLOTS
-        self.tensors = <Tensor*>PyMem_Calloc(max(self.count, 1), sizeof(Tensor))
-        self.ranges = <Range*>PyMem_Calloc(max(self.count, 1), sizeof(Range))
-        self.grad_ranges = <Range*>PyMem_Calloc(max(self.count, 1), sizeof(Range))
+        self.tensors = <Tensor*>PyMem_Calloc(max(count, 1), sizeof(Tensor))
+        self.ranges = <Range*>PyMem_Calloc(max(count, 1) * (1 + SLOTS), sizeof(Range))
+        self.grad_ranges = <Range*>PyMem_Calloc(max(count, 1), sizeof(Range))
         if self.tensors == NULL or self.ranges == NULL or self.grad_ranges == NULL:
             raise MemoryError()
-        self.make(ACCUMULATOR, arrays)
+
+    cdef bint describe(self):
+        """Let the positions be like the accumulators; is one of another size than before?"""
+        cdef Tensor* t
+        cdef Py_ssize_t i
+        cdef bint other = False
+        self.elements = 0
+        self.float32 = False
         for i, accumulator in enumerate(self.slots[ACCUMULATOR]):
             t = &self.tensors[i]
+            other = other or t.size != cnp.PyArray_SIZE(accumulator) or (
+                t.type != cnp.PyArray_TYPE(accumulator))
             t.size = cnp.PyArray_SIZE(accumulator)
             self.elements += t.size
             t.shape = cnp.PyArray_DIMS(accumulator)
             t.ndim = cnp.PyArray_NDIM(accumulator)
             t.type = cnp.PyArray_TYPE(accumulator)
             t.itemsize = cnp.PyArray_ITEMSIZE(accumulator)
-            fortran = accumulator.flags.f_contiguous and not accumulator.flags.c_contiguous
-            t.order = cnp.NPY_ARRAY_F_CONTIGUOUS if fortran else cnp.NPY_ARRAY_C_CONTIGUOUS
+            t.order = rmsprop_flags(<void*>accumulator) & cnp.NPY_ARRAY_C_CONTIGUOUS
+            if t.order == 0:
+                t.order = cnp.NPY_ARRAY_F_CONTIGUOUS
             t.lr_scale = 1
             t.decays = True
             self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
+        return other
+
+    cdef int lend(self, dict slots) except -1:
+        """Take another owner's arrays for the state of a step."""
+        cdef int slot
+        cdef Py_ssize_t i
+        cdef bint moved
+        cdef char* place
+        self.made = 0
+        for slot in range(SLOTS):
+            self.slots[slot] = slots.get(SLOT_NAMES[slot])
+            if self.slots[slot] is not None:
+                self.made |= 1 << slot
+        moved = self.describe()
+        for slot in range(SLOTS):
+            for i in range(self.count):
+                place = NULL
+                if self.made & 1 << slot:
+                    x = self.slots[slot][i]
+                    if not is_plain(<void*>x, &self.tensors[i], self.tensors[i].order
+                                    | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+                        raise ValueError(f"the {SLOT_NAMES[slot]} of "
+                                         f"{self.name('params', i, None)} has shape {x.shape}, "
+                                         f"strides {x.strides} and dtype {x.dtype}; it "
+                                         "must be like the accumulator, writeable and without gaps")
+                    place = rmsprop_data(<void*>x)
+                moved = moved or place != self.tensors[i].slots[slot]
+                self.tensors[i].slots[slot] = place
+        if moved:   # what was found of overlaps holds no more
+            for i in range(self.count):
+                self.tensors[i].checked_param = self.tensors[i].checked_grad = NULL
+        self.factors, self.excluded = None, ()
+        return 0
+
+    cdef void give_back(self) noexcept:
+        """Let go of what was lent; addresses stay, to be compared with those of the next step."""
+        cdef int slot
+        for slot in range(SLOTS):
+            self.slots[slot] = None
+        self.made = self.kept = 0
 
     cdef int make(self, int slot, like) except -1:
         """Make the arrays of a slot, like others, of zeros."""
-        cdef cnp.ndarray x, array, slab
-        cdef Py_ssize_t i, position = 0, large = 65536
-        cdef list offsets = [], made = []
-        for x in like:
-            # Each array lies at the same place in its cache line as its parameter, a large one in
-            # its page: where a load meets the address of an earlier store modulo 4096, the
-            # processor waits for that store.
-            position += (-position) & (x.itemsize - 1)
-            position += (<Py_ssize_t>cnp.PyArray_DATA(x) - position) & -x.itemsize & (
-                63 if x.nbytes < large else 4095)
-            offsets.append(position)
-            position += x.nbytes
-        slab = np.zeros(position + 4095, np.uint8)
-        position = -<Py_ssize_t>cnp.PyArray_BYTES(slab) & 4095
-        for i, x in enumerate(like):
-            fortran = x.flags.f_contiguous and not x.flags.c_contiguous
-            made.append(slab[position + offsets[i]:position + offsets[i] + x.nbytes].view(
-                x.dtype.newbyteorder("=")).reshape(np.shape(x), order="F" if fortran else "C"))
+        cdef cnp.ndarray array, slab
+        cdef Py_ssize_t i
+        cdef list made
+        slab, made = arrays.slab(like)
         for i, array in enumerate(made):
             self.tensors[i].slots[slot] = cnp.PyArray_BYTES(array)
         self.slabs[slot] = cnp.PyArray_BYTES(slab)
@@ -764,13 +809,13 @@ cdef class Plan:
     cdef int make_needed(self, int needed, params) except -1:
         """Make the slots that are needed and not there; averages start at the parameters."""
         cdef int slot
-        cdef list arrays
+        cdef list own
         for slot in range(SLOTS):
             if needed & ~self.made & 1 << slot:
-                arrays = self.fitting(self.positions(params, "params"), params)
+                own = self.fitting(self.positions(params, "params"), params)
                 self.make(slot, self.slots[ACCUMULATOR])
                 if slot == MOVING_AVERAGE:
-                    self.fill(slot, arrays)
+                    self.fill(slot, own)
         return 0
 
     def __dealloc__(self):
@@ -779,8 +824,12 @@ cdef class Plan:
         PyMem_Free(self.grad_ranges)
         PyMem_Free(self.block_sums)
 
-    cdef object name(self, which, Py_ssize_t i, container):
-        return label(which, self.keys, i, isinstance(container, np.ndarray))
+    cdef object name(self, which, Py_ssize_t position, container):
+        name = arrays.label(which, self.keys if self.labels is None else self.labels,
+                            position % self.count, isinstance(container, np.ndarray))
+        if position >= self.count:
+            return f"the {SLOT_NAMES[position // self.count - 1]} of {name}"
+        return name
 
     cdef bint attach_plain(self, list_or_tuple_params, list_or_tuple_grads, Job* job,
                            bint* checked) noexcept:
@@ -815,57 +864,44 @@ cdef class Plan:
 
     cdef list fitting(self, params, outer_params):
         """The parameters as plain ndarrays; refuses those that are not like the positions."""
-        cdef list arrays = []
+        cdef list found = []
         for i in range(self.count):
             name = self.name("params", i, outer_params)
-            p = checked_array(params[i], name)
+            p = arrays.parameter(params[i], name)
             accumulator = self.slots[ACCUMULATOR][i]
-            if p.dtype.newbyteorder("=") != accumulator.dtype:
-                raise TypeError(f"{name} has dtype {p.dtype}, but the optimizer was built for "
-                                f"{accumulator.dtype}; use another optimizer, or reset() this one")
-            if p.shape != accumulator.shape:
-                raise ValueError(f"{name} has shape {p.shape}, but the optimizer was built for "
-                                 f"{accumulator.shape}; use another optimizer, or reset() this "
-                                 "one")
-            arrays.append(p)
-        return arrays
+            arrays.like_position(p, name, accumulator.dtype, accumulator.shape)
+            found.append(p)
+        return found
 
     cdef int attach_any(self, params, grads, outer_params, outer_grads, Job* job) except -1:
         """Line up this step's arrays, or copies of those that a kernel can't read in place."""
         cdef Tensor* t
         cdef Py_ssize_t i
         cdef cnp.ndarray p, g, staged
-        cdef list arrays = self.fitting(params, outer_params)
-        self.held = [params, grads, arrays]
+        cdef list own = self.fitting(params, outer_params)
+        self.held = [params, grads, own]
         for i in range(self.count):
             name = self.name("params", i, outer_params)
-            p = arrays[i]
+            p = own[i]
             if not p.flags.writeable:
                 raise ValueError(f"{name} is read-only, and a step updates it in place; pass a "
                                  "writeable array or a copy")
             if overlaps_itself(p):
-                raise ValueError(f"{name} overlaps itself: it has a stride of 0; pass a copy")
+                raise ValueError(f"{name} overlaps itself: some of its elements are at the same "
+                                 "place; pass a copy")
         for i in range(self.count):
             t = &self.tensors[i]
-            p = arrays[i]
+            p = own[i]
             t.param = cnp.PyArray_BYTES(p)
             t.landing = t.grad_landing = NULL
             t.grad = NULL
             if grads[i] is not None:
                 name = self.name("grads", i, outer_grads)
-                if isinstance(grads[i], np.generic) and job.passes & RMSPROP_ZERO_GRAD:
-                    raise TypeError(f"{name} is a NumPy scalar, which zero_grad can't clear; pass "
-                                    "a 0-d array")
-                g = checked_array(np.asarray(grads[i]) if isinstance(grads[i], np.generic)
-                                  else grads[i], name)
-                if g.dtype.newbyteorder("=") != self.slots[ACCUMULATOR][i].dtype:
-                    raise TypeError(f"{name} has dtype {g.dtype}, but "
-                                    f"{self.name('params', i, outer_params)} has dtype {p.dtype}; "
-                                    f"convert it with astype(np.{p.dtype.newbyteorder('=')})")
-                if (<object>g).shape != (<object>p).shape:
-                    raise ValueError(f"{name} has shape {(<object>g).shape}, but "
-                                     f"{self.name('params', i, outer_params)} has shape "
-                                     f"{(<object>p).shape}")
+                if is_plain(<void*>grads[i], t, 0):
+                    g = grads[i]
+                else:
+                    g = arrays.gradient(grads[i], name, p, self.name("params", i, outer_params))
+                self.held.append(g)
                 staged = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
                 t.grad = cnp.PyArray_BYTES(staged) if t.size > 0 else t.slots[ACCUMULATOR]
                 if job.passes & RMSPROP_ZERO_GRAD:
@@ -947,76 +983,67 @@ cdef class Plan:
         self.apart = zero_grad
         return 0
 
-    cdef int measure(self, Range* r, Py_ssize_t i, arrays, const char* data, bint plain) except -1:
+    cdef int measure(self, Range* r, Py_ssize_t i, given, const char* data, bint plain) except -1:
         """The range of bytes of position i's array, which is at `data` if it is plain."""
         r.position = i
         if plain:
             r.low = data
             r.high = data + self.tensors[i].size * self.tensors[i].itemsize
         else:
-            span(np.asarray(arrays[i]), &r.low, &r.high)
+            span(np.asarray(given[i]), &r.low, &r.high)
         return 0
 
-    cdef Py_ssize_t sort_ranges(self, Range* ranges, arrays, bint grads, bint plain) except -1:
+    cdef Py_ssize_t sort_ranges(self, Range* ranges, given, bint grads, bint plain) except -1:
         """Fill in the ranges of the parameters, or of the gradients, by address; how many."""
         cdef Py_ssize_t i, count = 0
+        cdef int slot
         cdef const char* reach = NULL
         cdef Tensor* t
         for i in range(self.count):
             t = &self.tensors[i]
             if t.size > 0 and not (grads and t.grad == NULL):
-                self.measure(&ranges[count], i, arrays, t.grad if grads else t.param, plain)
+                self.measure(&ranges[count], i, given, t.grad if grads else t.param, plain)
                 count += 1
+            for slot in range(0 if grads or t.size == 0 else SLOTS):
+                if t.slots[slot] != NULL and self.slabs[slot] == NULL:
+                    ranges[count].position = (1 + slot) * self.count + i
+                    ranges[count].low = t.slots[slot]
+                    ranges[count].high = t.slots[slot] + t.size * t.itemsize
+                    count += 1
         qsort(ranges, count, sizeof(Range), compare_ranges)
         for i in range(count):
             reach = max(reach, ranges[i].high)
             ranges[i].reach = reach
         return count
 
-    cdef int check_range(self, const Range* r, which, arrays, outer, const Range* others,
-                         Py_ssize_t before, other_which, other_arrays, other_outer,
+    cdef int check_range(self, const Range* r, which, given, outer, const Range* others,
+                         Py_ssize_t before, other_which, other_given, other_outer,
                          bint plain) except -1:
         """Refuse a range that shares memory with one of the first `before` of the others."""
         while before > 0 and others[before - 1].reach > r.low:
             before -= 1
-            if others[before].high > r.low and (plain or share_memory(
-                    arrays[r.position], other_arrays[others[before].position])):
+            if others[before].high > r.low and (plain or arrays.share_memory(
+                    self.array(given, r.position),
+                    self.array(other_given, others[before].position))):
                 raise ValueError(
                     f"{self.name(which, r.position, outer)} shares memory with "
                     f"{self.name(other_which, others[before].position, other_outer)}; pass a copy")
         return 0
 
+    cdef object array(self, given, Py_ssize_t position):
+        """The array of a range's position: of these, or behind them of the state."""
+        if position < self.count:
+            return given[position]
+        return self.slots[position // self.count - 1][position % self.count]
+
     cdef object positions(self, container, which):
         """The arrays of a list, tuple, dict or bare array, by position."""
-        if isinstance(container, np.ndarray):
-            container = (container,)
-        elif isinstance(container, dict):
-            if self.keys is None:
-                raise TypeError(f"{which} is a dict, but the optimizer was built for a list")
-            for key in self.keys:
-                if key not in container:
-                    raise ValueError(f"{which} has no key {key!r}" + (
-                        "; pass None for a parameter without a gradient" if which == "grads"
-                        else ", which the optimizer was built for"))
-            if len(container) != self.count:
-                key = next(key for key in container if key not in self.keys)
-                raise ValueError(f"{which} has the key {key!r}, but the optimizer was built for "
-                                 f"the keys {list(self.keys)}")
-            return tuple([container[key] for key in self.keys])
-        elif not isinstance(container, (list, tuple)):
-            raise TypeError(f"{which} is of type {type(container).__name__}; pass a list or tuple "
-                            "of arrays, a dict of arrays, or one array")
-        if self.keys is not None:
-            raise TypeError(f"{which} is a {type(container).__name__}, but the optimizer was built "
-                            "for a dict")
-        container = tuple(container)   # a subclass may say another length than it has
-        if len(container) != self.count:
-            if which == "grads":
-                raise ValueError(f"grads has {len(container)} entries, but params has "
-                                 f"{self.count}; pass None for a parameter without a gradient")
-            raise ValueError(f"params has {len(container)} entries, but the optimizer was built "
-                             f"for {self.count}; use another optimizer, or reset() this one")
-        return container
+        if type(container) is dict and self.keys is not None and len(container) == self.count:
+            try:
+                return tuple([container[key] for key in self.keys])
+            except KeyError:
+                pass
+        return arrays.positions(container, which, self.keys, self.count)
 
     cdef int allocate_block_sums(self, size_t blocks) except -1:
         cdef double* grown
@@ -1032,21 +1059,179 @@ cdef class Plan:
 cdef Plan new_plan(params, double start):
     """The plan of a model that is seen for the first time, with accumulators that start there."""
     cdef Plan plan
+    cdef bint bare = isinstance(params, np.ndarray)
+    keys = None
     if isinstance(params, dict):
-        keys, arrays = tuple(params), list(params.values())
+        keys, given = tuple(params), list(params.values())
     elif isinstance(params, (list, tuple)):
-        keys, arrays = None, list(params)
-    elif isinstance(params, np.ndarray):
-        keys, arrays = None, [params]
+        given = list(params)
+    elif bare:
+        given = [params]
     else:
-        raise TypeError(f"params is of type {type(params).__name__}; pass a list or tuple of "
-                        "arrays, a dict of arrays, or one array")
-    plan = Plan([checked_array(x, label("params", keys, i, isinstance(params, np.ndarray)))
-                 for i, x in enumerate(arrays)], keys)
+        raise arrays.no_model(params)
+    given = [arrays.parameter(x, arrays.label("params", keys, i, bare))
+             for i, x in enumerate(given)]
+    plan = Plan(len(given), keys)
+    plan.make(ACCUMULATOR, given)
+    plan.describe()
     if start != 0:
         for accumulator in plan.slots[ACCUMULATOR]:
             accumulator[...] = start
     return plan
+
+
+cdef const rmsprop_dltensor* dltensor(capsule) except NULL:
+    return <const rmsprop_dltensor*>PyCapsule_GetPointer(capsule, "dltensor")
+
+
+cdef inline int64_t stride_of(const rmsprop_dltensor* t, int axis) noexcept:
+    """In elements."""
+    cdef int64_t stride = 1
+    cdef int d
+    if t.strides != NULL:
+        return t.strides[axis]
+    for d in range(axis + 1, t.ndim):
+        stride *= t.shape[d]
+    return stride
+
+
+cdef bint dense_axes(const rmsprop_dltensor* t, int* axes) noexcept:
+    """The axes from the slowest to the fastest in memory; whether there are no gaps in it."""
+    cdef int d, j, count = 0
+    cdef int64_t expected = 1
+    for d in range(t.ndim):   # where an axis of length 1 stands does not matter: in front
+        if t.shape[d] == 1:
+            axes[count] = d
+            count += 1
+    for d in range(t.ndim):
+        if t.shape[d] == 1:
+            continue
+        j = count
+        while j > 0 and t.shape[axes[j - 1]] != 1 and stride_of(t, axes[j - 1]) < stride_of(t, d):
+            axes[j] = axes[j - 1]
+            j -= 1
+        axes[j] = d
+        count += 1
+    for j in range(t.ndim - 1, -1, -1):
+        if t.shape[axes[j]] != 1 and stride_of(t, axes[j]) != expected:
+            return False
+        expected *= t.shape[axes[j]]
+    return True
+
+
+cdef object dlpack_array(capsule, const int* axes, const rmsprop_dltensor* like):
+    """An array over a tensor's memory, with its axes in this order; None if no kernel can use it.
+
+    Nor can it if it is not of the dtype of another tensor.
+    """
+    cdef const rmsprop_dltensor* t = dltensor(capsule)
+    cdef cnp.npy_intp shape[64]
+    cdef cnp.npy_intp strides[64]
+    cdef cnp.npy_intp itemsize = t.dtype.bits // 8
+    cdef int d, axis
+    # The devices are DLPack's CPU and the host memory of CUDA and ROCm, and 2 is a float.
+    if t.device.type not in (1, 3, 11) or t.dtype.code != 2 or t.dtype.lanes != 1 or (
+            t.dtype.bits not in (32, 64)) or t.dtype.bits != like.dtype.bits or t.ndim > 64:
+        return None
+    for d in range(t.ndim):
+        axis = axes[d] if t.ndim == like.ndim else d
+        shape[d] = t.shape[axis]
+        strides[d] = stride_of(t, axis) * itemsize
+    if t.data == NULL:   # of no elements
+        return np.zeros([shape[d] for d in range(t.ndim)], f"f{itemsize}")
+    array = cnp.PyArray_New(
+        np.ndarray, t.ndim, shape, cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64,
+        strides, <char*>t.data + t.byte_offset, 0, cnp.NPY_ARRAY_WRITEABLE, None)
+    cnp.set_array_base(array, capsule)
+    return array
+
+
+cdef bint same_shape(x, y) noexcept:
+    cdef int d
+    if y is None or rmsprop_ndim(<void*>x) != rmsprop_ndim(<void*>y):
+        return False
+    for d in range(rmsprop_ndim(<void*>x)):
+        if rmsprop_dims(<void*>x)[d] != rmsprop_dims(<void*>y)[d]:
+            return False
+    return True
+
+
+def dlpack_arrays(list params, list grads, *state):
+    """Arrays over the memory of another library's tensors, which they keep alive.
+
+    Parameters
+    ----------
+    params, grads : list of (capsule or None)
+        Parameters and their gradients in DLPack's form.
+    *state : list of (capsule or None)
+        What a step updates beside the parameters, by position.
+
+    Returns
+    -------
+    arrays : list of list of (ndarray or None)
+        For each argument. Axes are transposed to the parameter's order in memory, in which even a
+        channels_last weight is contiguous; where that has gaps, to that of the first state. None
+        where there is no capsule, for what is not float32 or float64 in the memory of the host, of
+        another dtype than its parameter, or, of state, of another shape or order in memory.
+    whole : bool
+        Whether there is no None.
+    """
+    cdef Py_ssize_t i, j
+    cdef bint whole = True
+    cdef int axes[64]
+    cdef int d
+    cdef const rmsprop_dltensor* t
+    cdef const rmsprop_dltensor* first
+    cdef list column
+    cdef tuple columns = (params, grads, *state)
+    cdef list found = [[None] * len(params) for _ in columns]
+    for i in range(len(params)):
+        if params[i] is None or dltensor(params[i]).ndim > 64:
+            whole = False
+            continue
+        t = dltensor(params[i])
+        if not dense_axes(t, axes):
+            first = t if not state or state[0][i] is None else dltensor(state[0][i])
+            if first.ndim != t.ndim or not dense_axes(first, axes):
+                for d in range(t.ndim):
+                    axes[d] = d
+        for j in range(len(columns)):
+            column = columns[j]
+            array = None if column[i] is None else dlpack_array(column[i], axes, t)
+            if array is not None and j >= 2 and not (
+                    rmsprop_flags(<void*>array) & cnp.NPY_ARRAY_C_CONTIGUOUS
+                    and same_shape(array, found[0][i])):
+                array = None
+            if array is None:
+                whole = False
+            else:
+                (<list>found[j])[i] = array
+    return found, whole
+
+
+cdef bint count_up(capsule) except -1:
+    """Add 1 to a tensor of one number; False if it is of another form, or None."""
+    cdef const rmsprop_dltensor* t
+    cdef void* place
+    cdef int d
+    if capsule is None:
+        return False
+    t = dltensor(capsule)
+    place = <char*>t.data + t.byte_offset
+    for d in range(t.ndim):
+        if t.shape[d] != 1:
+            return False
+    if t.device.type != 1 or t.dtype.lanes != 1:
+        return False
+    if t.dtype.code == 2 and t.dtype.bits == 32:
+        (<float*>place)[0] += 1
+    elif t.dtype.code == 2 and t.dtype.bits == 64:
+        (<double*>place)[0] += 1
+    elif t.dtype.code == 0 and t.dtype.bits == 64:
+        (<int64_t*>place)[0] += 1
+    else:
+        return False
+    return True
 
 
 def checked_iterations(value, name):
@@ -1062,17 +1247,34 @@ def checked_iterations(value, name):
     return count
 
 
+@cython.final
 @cython.auto_pickle(False)
 cdef class Bound:
-    """A step on fixed arrays: calling it is ``optimizer.step(params, grads)``."""
+    """A step on fixed arrays: calling its `step` is ``optimizer.step(params, grads)``."""
 
     cdef Core optimizer
     cdef object params, grads
+    cdef bint overridden     # a subclass has a step of its own
 
-    @cython.binding(False)   # a plain C function is called faster than an object with __call__
+    @cython.binding(True)   # copy takes a C function for immutable, and a method for its object's
     def step(self):
-        """Repeat the step."""
-        self.optimizer.advance(self.params, self.grads)
+        """Repeat the step on the arrays that it was bound to."""
+        if self.overridden:
+            self.optimizer.step(self.params, self.grads)
+        else:
+            self.optimizer.advance(self.params, self.grads)
+
+    def __deepcopy__(self, memo):
+        cdef Bound other = Bound.__new__(Bound)
+        other.optimizer = copy.deepcopy(self.optimizer, memo)
+        other.params = copy.deepcopy(self.params, memo)
+        other.grads = copy.deepcopy(self.grads, memo)
+        other.overridden = self.overridden
+        return other
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a bound step can't be pickled, since it belongs to these very arrays; "
+                        "pickle the optimizer, and bind again")
 
 
 @cython.auto_pickle(False)   # Optimizer says how it pickles
@@ -1087,12 +1289,12 @@ cdef class Core:
     cdef int needed              # bits of slots, and
     cdef int passes              # around it, as the settings want them
     cdef bint each
-    cdef Plan resolved           # the plan whose positions know lr_scale and excluded
     cdef int64_t steps
     cdef int64_t calls           # since the latest update: gradient_accumulation_steps
     cdef readonly int64_t skipped_steps
     cdef readonly bint _suspended    # no steps: parameters are replaced by their averages
     cdef Plan plan               # None before the first step
+    cdef Plan lent               # the one that `_step_on` used last
     cdef bint busy               # under the GIL: a step, or an access to the state, is under way
     cdef bint locked             # it has released the GIL, or may, and holds the lock
     cdef unsigned long owner
@@ -1197,14 +1399,15 @@ cdef class Core:
         if self.plan is None:
             self.hold()
             self.plan = new_plan(params, settings.initial_accumulator_value)
+        cdef double lr = NAN
         if self.schedule is not None and self.calls + 1 >= self.cycle():
             self.hold()
-            settings.lr = self._lr_at(self._calls())
-        if self.resolved is not self.plan:
+            lr = self.scheduled(self.schedule)
+        # While Python code runs another thread may assign options, so that more is needed.
+        while (self.plan.factors is not self.lr_scale or self.plan.excluded is not self.excluded
+               or self.needed & ~self.plan.made):
             self.hold()
             self.resolve(self.plan)
-        while self.needed & ~self.plan.made:   # another thread may switch an option on meanwhile
-            self.hold()
             self.plan.make_needed(self.needed, params)
         # From here to the end no Python code runs: what is read of the settings fits together.
         cycle = self.cycle()
@@ -1212,6 +1415,8 @@ cdef class Core:
         job.block_sums = NULL
         job.nonfinite = 0
         job.settings = settings[0]
+        if lr == lr:
+            job.settings.lr = lr
         job.iterations = self.steps
         job.calls = self.calls + 1
         job.summing = cycle > 1 or self.calls > 0
@@ -1230,16 +1435,25 @@ cdef class Core:
             job.passes |= RMSPROP_OVERWRITE
         return 0
 
+    cdef double scheduled(self, schedule) except? -1:
+        """The learning rate of a schedule, which may be replaced meanwhile, by itself too."""
+        return self._lr_at(schedule, self._calls())
+
     cdef int resolve(self, Plan plan) except -1:
         """Give each position its factor of the learning rate and its part in weight decay."""
         cdef Py_ssize_t i
         cdef list factors, decays
+        cdef object lr_scale = self.lr_scale
+        cdef tuple excluded = self.excluded
+        if plan.factors is lr_scale and plan.excluded is excluded:
+            return 0
         factors, decays = self._by_position(
-            list(range(plan.count)) if plan.keys is None else list(plan.keys), plan.keys is None)
+            list(range(plan.count)) if plan.keys is None else list(plan.keys), plan.keys is None,
+            lr_scale, excluded)
         for i in range(plan.count):
             plan.tensors[i].lr_scale = factors[i]
             plan.tensors[i].decays = decays[i]
-        self.resolved = plan
+        plan.factors, plan.excluded = lr_scale, excluded
         return 0
 
     cdef int attach(self, params, grads, Job* job) except -1:
@@ -1257,11 +1471,11 @@ cdef class Core:
                 rmsprop_size(params) == plan.count and rmsprop_size(grads) == plan.count):
             param_list, grad_list = params, grads
         else:
-            if isinstance(params, np.ndarray) and isinstance(grads, np.generic):
-                grads = np.asarray(grads) if settings.zero_grad == 0 else grads
+            if isinstance(params, np.ndarray) and settings.zero_grad == 0 and not isinstance(
+                    grads, (list, tuple, dict, np.ndarray)) and grads is not None:
+                grads = arrays.readable(grads, "grads")
             if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
-                raise TypeError(f"params is of type {type(params).__name__}, but grads is of type "
-                                f"{type(grads).__name__}")
+                raise arrays.other_form(params, grads)
             param_list = plan.positions(params, "params")
             grad_list = plan.positions(grads, "grads")
         if plan.elements >= unlocked_minimum:   # another thread may change the lists meanwhile
@@ -1269,7 +1483,9 @@ cdef class Core:
         plain = plan.attach_plain(param_list, grad_list, job, &checked)
         if not plain:
             self.hold()
-            param_list, grad_list = tuple(param_list), tuple(grad_list)
+            param_list = tuple(param_list)
+            grad_list = arrays.all_readable(grad_list, plan.keys, isinstance(grads, np.ndarray),
+                                            settings.zero_grad != 0)
             line_up_anew(job)
             plan.attach_any(param_list, grad_list, params, grads, job)
         if not plain or not checked or (settings.zero_grad != 0 and not plan.apart):
@@ -1289,31 +1505,57 @@ cdef class Core:
         if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
             plan.allocate_block_sums(job.blocks)
             job.block_sums = plan.block_sums
-        if plan.held is None and plan.elements >= unlocked_minimum:
-            plan.held = [param_list, grad_list]
+        if plan.held is None and not (param_list is params and grad_list is grads):
+            plan.held = [param_list, grad_list]   # our own tuples, and what only they may hold
         return 0
 
     cdef int advance(self, params, grads) except -1:
         """One step: all of it, or an exception and none."""
-        cdef Job job
-        cdef bint fresh = False
         self.enter()
         try:
-            self.attach(params, grads, &job)
-            job.shares = threads_for(job.elements, &fresh)
-            if job.elements < unlocked_minimum and job.shares == 1:
-                self.finish(&job, False)
-            else:
-                self.hold()
-                with nogil:
-                    rmsprop_threads_enter()
-                    self.finish(&job, fresh)
-                    rmsprop_threads_leave()
-            if job.nonfinite:
-                self.refuse_nonfinite(grads)
+            run_step(self, params, grads)
         finally:
             self.leave()
         return 0
+
+    def _step_on(self, list params, list grads, dict slots, list counters, tuple labels):
+        """`step` on state that another library owns; nothing of it is kept.
+
+        Parameters
+        ----------
+        params, grads : list of ndarray
+            As for `step`.
+        slots : dict of str to list of ndarray
+            What the options need, by slot name and position.
+        counters : list of (capsule or None)
+            Numbers in DLPack's form, to be counted up by 1 if the step is made.
+        labels : tuple
+            What errors call the positions.
+
+        Returns
+        -------
+        list of int
+            The counters that are not one float32, float64 or int64 and so were left alone.
+        """
+        cdef Plan plan = self.lent
+        self.enter()
+        try:
+            self.hold()
+            if plan is None or plan.count != len(params):
+                self.lent = plan = Plan(len(params), None)
+            try:
+                plan.labels = labels
+                plan.lend(slots)
+                if self.needed & ~plan.made:
+                    raise ValueError(f"slots has {', '.join(slots)}, but the options need more")
+                self.plan = plan
+                run_step(self, params, grads)
+                return [i for i, counter in enumerate(counters) if not count_up(counter)]
+            finally:
+                self.plan = None
+                plan.give_back()
+        finally:
+            self.leave()
 
     cdef int refuse_nonfinite(self, grads) except -1:
         """Count a step that was skipped, or raise for the gradient that was to blame."""
@@ -1416,11 +1658,13 @@ cdef class Core:
 
         The callable keeps the arrays alive and reads gradients anew at every call, so compute them
         in place. Hyper-parameters stay live. Everything that `step` checks is checked here and at
-        every call.
+        every call. A subclass's own `step` is what it repeats; that checks by itself.
 
         Returns
         -------
         callable
+            ``copy.deepcopy`` of it, or of what holds it, gives a step on copies of the optimizer
+            and of the arrays. It can't be pickled: pickle the optimizer, and bind again.
 
         Examples
         --------
@@ -1436,12 +1680,15 @@ cdef class Core:
         """
         cdef Job job
         cdef Bound bound = Bound.__new__(Bound)
-        self.enter()
-        try:
-            self.attach(params, grads, &job)
-            self.plan.kept = self.plan.made
-        finally:
-            self.leave()
+        bound.overridden = (type(self).step is not Core.step
+                            or "step" in getattr(self, "__dict__", ()))
+        if not bound.overridden:
+            self.enter()
+            try:
+                self.attach(params, grads, &job)
+                self.plan.kept = self.plan.made
+            finally:
+                self.leave()
         bound.optimizer = self
         bound.params, bound.grads = [
             dict(x) if isinstance(x, dict) else tuple(x) if isinstance(x, (list, tuple)) else x
@@ -1476,10 +1723,13 @@ cdef class Core:
 
     def reset(self):
         """Forget the accumulators and all other state, and set `iterations` to 0."""
+        cdef Plan _plan = None
         self.enter()
-        self.plan = None
-        self.steps = self.calls = self.skipped_steps = 0
-        self.leave()
+        try:
+            _plan, self.plan = self.plan, None   # freed when others may enter again
+            self.steps = self.calls = self.skipped_steps = 0
+        finally:
+            self.leave()
 
     @property
     def iterations(self):
@@ -1490,8 +1740,10 @@ cdef class Core:
     def iterations(self, value):
         cdef int64_t count = checked_iterations(value, "iterations")
         self.enter()
-        self.steps = count
-        self.leave()
+        try:
+            self.steps = count
+        finally:
+            self.leave()
 
     def _get_setting(self, int i):
         return (<double*>&self.settings)[i]
@@ -1503,16 +1755,27 @@ cdef class Core:
     def _suspend(self, bint on):
         """Refuse steps from now on, or allow them again; waits for the one under way."""
         self.enter()
-        self._suspended = on
-        self.leave()
+        try:
+            self._suspended = on
+        finally:
+            self.leave()
 
     def _get_objects(self):
         """(schedule or None, lr_scale, exclude_from_weight_decay)."""
         return self.schedule, self.lr_scale, self.excluded
 
-    def _set_objects(self, schedule, lr_scale, tuple excluded):
-        self.schedule, self.lr_scale, self.excluded = schedule, lr_scale, excluded
-        self.resolved = None
+    def _set_lr(self, schedule, double lr):
+        """A schedule, or None and the number."""
+        self.schedule = schedule
+        if schedule is None:
+            self.settings.lr = lr
+
+    def _set_lr_scale(self, lr_scale):
+        self.lr_scale = lr_scale
+        self.derive()
+
+    def _set_excluded(self, tuple excluded):
+        self.excluded = excluded
         self.derive()
 
     def _calls(self):
@@ -1588,29 +1851,69 @@ cdef class Core:
         finally:
             self.leave()
 
-    def _restore(self, state):
+    def _take(self, Core other):
+        """Take over hyper-parameters and state of an optimizer that nobody else uses."""
+        cdef Plan _plan = None
+        self.enter()
+        try:
+            if self._suspended:
+                raise RuntimeError("the state can't be replaced inside averaged()")
+            _plan, self.plan = self.plan, other.plan   # the old one is freed after leave
+            self.steps, self.calls = other.steps, other.calls
+            self.skipped_steps = other.skipped_steps
+            self.settings = other.settings
+            self.schedule, self.lr_scale = other.schedule, other.lr_scale
+            self.excluded = other.excluded
+            self.derive()
+        finally:
+            self.leave()
+
+    def _restore(self, dict state):
         """Take over what `_snapshot` returned."""
         cdef Plan plan = None
         cdef Py_ssize_t i
         cdef int slot
         cdef dict slots = state["slots"]
         cdef list pending = state["pending"]
+        cdef int64_t steps = state["iterations"], calls = state["calls"]
+        cdef int64_t skipped_steps = state["skipped_steps"]
         if slots:
-            plan = Plan(slots["accumulator"], state["keys"])
+            plan = Plan(len(slots["accumulator"]), state["keys"])
             for name in slots:
                 slot = SLOT_NAMES.index(name)
-                if slot != ACCUMULATOR:
-                    plan.make(slot, plan.slots[ACCUMULATOR])
+                plan.make(slot, slots["accumulator"])
                 plan.fill(slot, slots[name])
+            plan.describe()
             plan.kept = plan.made
             for i in range(plan.count):
                 plan.tensors[i].pending = pending[i]
         self.enter()
-        self.plan = plan
-        self.steps = state["iterations"]
-        self.calls = state["calls"]
-        self.skipped_steps = state["skipped_steps"]
-        self.leave()
+        try:
+            if self._suspended:
+                raise RuntimeError("the state can't be replaced inside averaged()")
+            plan, self.plan = self.plan, plan   # the old one is freed when others may enter again
+            self.steps, self.calls, self.skipped_steps = steps, calls, skipped_steps
+        finally:
+            self.leave()
+
+
+cdef inline int run_step(Core self, params, grads) except -1:
+    """The step, once no other is under way."""
+    cdef Job job
+    cdef bint fresh = False
+    self.attach(params, grads, &job)
+    job.shares = threads_for(job.elements, &fresh)
+    if job.elements < unlocked_minimum and job.shares == 1:
+        self.finish(&job, False)
+    else:
+        self.hold()
+        with nogil:
+            rmsprop_threads_enter()
+            self.finish(&job, fresh)
+            rmsprop_threads_leave()
+    if job.nonfinite:
+        self.refuse_nonfinite(grads)
+    return 0
 
 
 cdef void update_f32(float* p, const float* g, float* a, size_t n,

@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 FORMAT = 1
-LARGEST_META = 5 << 19  # bytes; parsed, the worst JSON takes 37 times as much (Python 3.10)
+LARGEST_META = 5 << 19  # bytes; parsed, the worst JSON takes 37 times as much
 MOST_COLLISIONS = 100
 MOST_DEPTH = 100  # of brackets in the JSON
 COUNTS = ("iterations", "calls", "skipped_steps")
+FOREIGN = "it is not a file that save wrote"
+CUT = "it was cut off: it ends too early"
+PART = "its part with the arguments"  # what errors call meta
 Own = TypeVar("Own", bound="Optimizer")
 
 
@@ -67,9 +70,11 @@ def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
+        if isinstance(error, OSError) and error.filename is not None:  # of the one beside it
+            raise type(error)(error.errno, error.strerror, os.fsdecode(path)) from None
         raise
     if os.name == "posix":
         # The rename itself. Where the file system can't, a crash may bring back the old file.
@@ -161,9 +166,10 @@ def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
     members: list[Member] = []
-    meta = _read_meta(
-        _read(file, "meta", members, min(status.st_size, LARGEST_META), (np.uint8,)).tobytes()
-    )
+    if file.peek(4)[:4] != b"PK\3\4":  # how an archive begins
+        raise ValueError(FOREIGN)
+    text = _read(file, "meta", members, min(status.st_size, LARGEST_META), (np.uint8,))
+    meta = _read_meta(text.tobytes())
     if meta["class_name"] != cls.__name__:
         raise ValueError(f"it holds a {reprlib.repr(meta['class_name'])}, not a {cls.__name__!r}")
     slots: dict[str, list[NDArray[Any]]] = {}
@@ -177,8 +183,9 @@ def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any
                 raise ValueError(f"{name}.{i} is of another parameter than accumulator.{i}")
             slots[name].append(array)
     expected = _directory(members)
-    if file.read(len(expected) + 1) != expected:
-        raise ValueError("its directory is not that of its members")
+    found = file.read(len(expected) + 1)
+    if found != expected:
+        raise ValueError(CUT if expected.startswith(found) else "its directory is not that of save")
     optimizer = cls.from_config(meta["config"], custom_objects)
     optimizer._restore({"slots": slots, **{n: meta[n] for n in ("keys", "pending", *COUNTS)}})
     return optimizer
@@ -261,25 +268,34 @@ def _read(
         size, crc = struct.unpack("<Q", head[-8:])[0], struct.unpack("<L", head[14:18])[0]
         member = member._replace(size=size, crc=crc)
     if head != _local(member):
-        raise ValueError(f"{name} is not where save writes it")
+        short = len(head) < len(_local(member))
+        if short and _local(member).startswith(head[:14]):  # up to the checksum
+            raise ValueError(CUT)
+        raise ValueError(FOREIGN if name == "meta" else f"{name} is not where save writes it")
+    called = PART if name == "meta" else name
     if member.size > largest:
-        raise ValueError(f"{name} is said to have {member.size} bytes")
+        raise ValueError(
+            f"{called} should have {member.size} bytes, more than are left or than save writes: "
+            "the file was cut off, or is another one"
+        )
     text = file.read(10)
     text += file.read(int.from_bytes(text[8:], "little"))
     header = HEADER.fullmatch(text)
     if header is None or int.from_bytes(text[8:10], "little") != len(text) - 10:
-        raise ValueError(f"{name} has another header than save writes")
+        raise ValueError(f"{called} has another header than save writes")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(int(n) for n in header["shape"].replace(b",", b" ").split())
     if dtype.newbyteorder("=") not in dtypes:
-        raise ValueError(f"{name} has dtype {dtype}")
+        raise ValueError(f"{called} has dtype {dtype}")
     count = math.prod(shape)
     if len(text) + count * dtype.itemsize != member.size:
-        raise ValueError(f"{name} has shape {shape}, but {member.size - len(text)} bytes")
+        raise ValueError(f"{called} has shape {shape}, but {member.size - len(text)} bytes")
     array = np.empty(count, dtype)
     data = array.view(np.uint8).data
-    if file.readinto(data) != len(data) or zlib.crc32(data, zlib.crc32(text)) != member.crc:
-        raise ValueError(f"{name} is damaged: its checksum differs")
+    if file.readinto(data) != len(data):
+        raise ValueError(CUT)
+    if zlib.crc32(data, zlib.crc32(text)) != member.crc:
+        raise ValueError(f"{called} is damaged: its checksum differs")
     members.append(member)
     return array.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
 
@@ -302,7 +318,7 @@ def _read_meta(text: bytes) -> dict[str, Any]:
     """What is in the JSON, once it is of the types that it must have; lr_scale is in config."""
     # Where Python's recursion limit has been raised, its JSON reader overflows the stack.
     if _depth(text) > MOST_DEPTH:
-        raise ValueError("its meta is nested too deeply")
+        raise ValueError(f"{PART} is nested too deeply")
     meta = json.loads(
         text.decode(),
         object_pairs_hook=_unique,
@@ -311,11 +327,11 @@ def _read_meta(text: bytes) -> dict[str, Any]:
         parse_int=_integer,
     )
     if not isinstance(meta, dict) or type(meta.get("format")) is not int:
-        raise ValueError("its meta has no format")
+        raise ValueError(f"{PART} has no format")
     if meta["format"] != FORMAT:
         raise ValueError(f"it has format {meta['format']}; this version reads {FORMAT}")
     if set(meta) != set(META):
-        raise ValueError(f"its meta has not the entries {list(META)}")
+        raise ValueError(f"{PART} has not the entries {list(META)}")
     for name, kinds in META.items():
         if type(meta[name]) not in kinds:
             raise ValueError(f"{name} is {reprlib.repr(meta[name])}")
@@ -350,20 +366,20 @@ def _depth(text: bytes) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("its meta has an entry twice")
+        raise ValueError(f"{PART} has an entry twice")
     return found
 
 
 def _number(text: str) -> float:
     """Of JSON's numbers, not Python's NaN and Infinity, nor 1e999."""
     if not math.isfinite(float(text)):
-        raise ValueError(f"its meta has the number {text[:20]}")
+        raise ValueError(f"{PART} has the number {text[:20]}")
     return float(text)
 
 
 def _integer(text: str) -> int:
     if len(text) > 310:  # more than any double; int takes quadratic time
-        raise ValueError(f"its meta has the number {text[:20]}...")
+        raise ValueError(f"{PART} has the number {text[:20]}...")
     return int(text)
 
 

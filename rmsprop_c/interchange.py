@@ -18,6 +18,7 @@ Examples
 """
 
 import copy
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,24 +83,31 @@ def read(
         order, start = _keras_layout(state, slots, count)
         arrays = iter(state[start:])
         found: Values = {slot: [_copy(next(arrays)) for _ in range(count)] for slot in order}
-        return found, *divmod(int(state[0]), cycle)
+        return found, *divmod(_count("state[0], the iterations,", state[0]), cycle)
     found = {"gradient_sum": [None] * count}
     iterations: int | None
     if framework == "torch":
         entries = [state["state"].get(i, {}) for i in _torch_indices(state, count)]
+        steps = [0]
         for i, entry in enumerate(entries):
+            where = f"state of parameter {i}"
+            if not isinstance(entry, Mapping):
+                raise TypeError(f"{where} is of type {type(entry).__name__}, not a dict")
             if entry:
-                _check_slots(framework, f"state of parameter {i}", entry, TORCH, slots)
+                _check_slots(framework, where, entry, TORCH, slots)
+                if "step" not in entry:
+                    raise ValueError(f"{where} has no step, only {', '.join(map(str, entry))}")
+                steps.append(_count(f"step of the {where}", entry["step"]))
         for slot, name in TORCH.items():
             found[slot] = [_copy(entry[name]) if name in entry else None for entry in entries]
-        iterations = max((int(entry["step"]) for entry in entries if entry), default=0)
+        iterations = max(steps)
     else:
         fields = _optax_fields(state, slots)
         for slot, name in OPTAX.items():
             if slot in slots:
                 copies = [_copy(x) for x in _optax_arrays(name, fields[name], count, keys)]
                 found[slot] = [np.asarray(-x) if slot == "momentum" else x for x in copies]
-        iterations = int(fields["count"]) if "count" in fields else None
+        iterations = _count("count of state", fields["count"]) if "count" in fields else None
     return {slot: arrays for slot, arrays in found.items() if slot in slots}, iterations, 0
 
 
@@ -204,6 +212,21 @@ def _known(framework: str) -> str:
     return framework
 
 
+def _count(name: str, value: Any) -> int:
+    """A number of steps, from whatever a framework keeps it in."""
+    try:
+        number = np.asarray(value)
+        if (
+            number.size != 1
+            or number.dtype.kind not in "iuf"
+            or number.item() != int(number.item())
+        ):
+            raise ValueError
+        return int(number.item())
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a whole number") from None
+
+
 def _copy(array: Any) -> NDArray[Any]:
     return np.array(np.asarray(array))  # np.array alone warns of a tensor's __array__
 
@@ -251,6 +274,11 @@ def _torch_indices(state: Any, count: int) -> list[Any]:
             f"state is of type {type(state).__name__}; pass state_dict(), with state and "
             "param_groups"
         )
+    if not isinstance(state["state"], Mapping):
+        raise TypeError(f"state['state'] is of type {type(state['state']).__name__}, not a dict")
+    for i, group in enumerate(state["param_groups"]):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ValueError(f"state['param_groups'][{i}] has no params")
     indices = [index for group in state["param_groups"] for index in group["params"]]
     if len(indices) != count:
         raise ValueError(f"state has {len(indices)} parameters, but this optimizer has {count}")

@@ -4,16 +4,18 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 
 import contextlib
 import copyreg
+import functools
 import numbers
 import os
+import sys
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from . import _core, constraints as constraints_module, reference
+from . import _core, arrays, constraints as constraints_module, reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +53,12 @@ HYPERPARAMETERS = (
     Hyperparameter(
         "rho", 0.9, "number", "float: how much of the accumulator is kept at a step.", high=1.0
     ),
-    Hyperparameter("epsilon", 1e-8, "number", "float: added to the root of the accumulator."),
+    Hyperparameter(
+        "epsilon",
+        1e-8,
+        "number",
+        "float: added to the root of the accumulator; None: Keras's 1e-7.",
+    ),
     Hyperparameter("decay", 0.0, "number", "float: lr is divided by 1 + decay * iterations."),
     Hyperparameter(
         "clipnorm", None, "optional", "float or None: largest norm of all gradients together."
@@ -117,8 +124,13 @@ def checked(row: Hyperparameter, value: Any) -> float:
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{row.name} is {value!r}; it must be True or False")
         return float(value)
+    if row.name == "epsilon" and value is None:
+        return 1e-7  # K.epsilon(), as in Keras 2.1 to 2.3
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{row.name} is {value!r}; it must be a real number")
+        text = repr(value)
+        if len(text) > 1000:  # a model, most likely
+            text = f"{text[:100]}..."
+        raise TypeError(f"{row.name} is {text}; it must be a real number")
     if row.kind == "count":
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"{row.name} is {value!r}; it must be an integer or None")
@@ -190,16 +202,61 @@ def _is_sequence(value: Any) -> bool:
     )
 
 
+class _ZeroGrad(int):
+    """The value of zero_grad: torch's optimizers have a method of that name."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(
+            "zero_grad is an option, not a method: with zero_grad=True each step clears the "
+            "gradients; there is nothing to clear where they are new arrays"
+        )
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+    __str__ = __repr__
+
+
 def _property(index: int, row: Hyperparameter) -> property:
     def get_value(self: Optimizer) -> Any:
-        return shown(row, self._get_setting(index))
+        value = shown(row, self._get_setting(index))
+        return _ZeroGrad(value) if row.name == "zero_grad" else value
 
-    def set_value(self: Optimizer, value: Any) -> None:
+    def set_value(self: Optimizer, value: Any, called: str = row.name) -> None:
+        if self._framework is not None and called == row.name:
+            from . import presets
+
+            if presets.taken(self._framework, called):
+                raise AttributeError(self._why_not(called))
         number = checked(row, value)
         self._refuse_conflict(row.name, number)
         self._set_setting(index, number)
 
     return property(get_value, set_value, doc=row.doc)
+
+
+if TYPE_CHECKING:
+    _or_in_place = classmethod
+else:
+
+    class _or_in_place(classmethod):  # noqa: N801  # it is used as classmethod is
+        """A class method that makes an instance; called of an instance, that takes its place."""
+
+        def __get__(self, instance, owner=None):
+            make = super().__get__(instance, owner)
+            if instance is None:
+                return make
+
+            @functools.wraps(make)
+            def in_place(*args, **kwargs):
+                made = make(*args, **kwargs)
+                instance._take(made)
+                vars(instance).update(vars(made))
+                return instance
+
+            return in_place
 
 
 class Optimizer(_core.Core):
@@ -213,8 +270,8 @@ class Optimizer(_core.Core):
         For any other keyword.
     """
 
-    last_loss: Any = None
-    """The value of the loss at the latest `get_gradients` or `get_updates`."""
+    _framework: str | None = None  # whose preset `RMSprop.like` took
+    _last_loss: Any = None
 
     rho: float
     epsilon: float
@@ -255,6 +312,32 @@ class Optimizer(_core.Core):
         for name, value in kwargs.items():
             setattr(self, name, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A hyper-parameter under another name would do nothing. Subclasses have their own names.
+        if not hasattr(type(self), name) and type(self).__module__.startswith(f"{__package__}."):
+            from . import presets
+
+            own = presets.translation(self._framework, name)
+            if own is not None and presets.taken(self._framework, own):
+                getattr(type(self), own).fset(self, value, name)
+                return
+            why = self._why_not(name)
+            if why is not None:
+                raise AttributeError(why)
+        super().__setattr__(name, value)
+
+    def _why_not(self, name: str) -> str | None:
+        """Why a name can't be assigned, if it seems to mean a hyper-parameter."""
+        from . import presets
+
+        known = (*DEFAULT, "learning_rate")
+        return presets.explain(type(self).__name__, self._framework, name, known)
+
+    @property
+    def last_loss(self) -> Any:
+        """The value of the loss at the latest `get_gradients` or `get_updates`."""
+        return self._last_loss
+
     def _refuse_conflict(self, name: str, number: float) -> None:
         """Refuse a value that can't go together with what is set."""
         if name == "decay" and number > 0 and self._get_objects()[0] is not None:
@@ -280,13 +363,13 @@ class Optimizer(_core.Core):
         A callable is given the number of calls of `step` so far (without skipped ones) and returns
         the learning rate: a schedule of `rmsprop_c.schedules`, or any other.
         """
-        if self._get_objects()[0] is not None:
-            return self._lr_at(self._calls())
+        schedule = self._get_objects()[0]
+        if schedule is not None:
+            return self._lr_at(schedule, self._calls())
         return self._get_setting(0)
 
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
-        _, lr_scale, excluded = self._get_objects()
         if isinstance(value, type):
             raise TypeError(f"lr is {value!r}, a class; pass an instance of it")
         if callable(value):
@@ -295,14 +378,14 @@ class Optimizer(_core.Core):
                     f"lr is a schedule, which says by itself how it decays, but decay is "
                     f"{self.decay!r}; use one of the two"
                 )
-            self._set_objects(value, lr_scale, excluded)
+            self._set_lr(value, 0.0)
         else:
-            self._set_setting(0, checked(ROWS["lr"], value))
-            self._set_objects(None, lr_scale, excluded)
+            self._set_lr(None, checked(ROWS["lr"], value))
 
-    def _lr_at(self, call: int) -> float:
+    @staticmethod
+    def _lr_at(schedule: Callable[[int], float], call: int) -> float:
         """What the schedule says, or an error that names it and the call."""
-        value = self._get_objects()[0](call)
+        value: Any = schedule(call)
         try:
             if hasattr(value, "__array__") and np.ndim(value) == 0:  # of any framework
                 return checked(ROWS["lr"], np.asarray(value).item())
@@ -313,9 +396,11 @@ class Optimizer(_core.Core):
                 "least 0"
             ) from None
 
-    def _by_position(self, names: list[Any], is_list: bool) -> tuple[list[float], list[bool]]:
+    @staticmethod
+    def _by_position(
+        names: list[Any], is_list: bool, lr_scale: Any, excluded: tuple[Any, ...]
+    ) -> tuple[list[float], list[bool]]:
         """The factor of lr of each parameter, and whether it takes part in weight decay."""
-        _, lr_scale, excluded = self._get_objects()
         factors: dict[Any, float] = {}
         if lr_scale is not None:
             if isinstance(lr_scale, dict) == is_list:
@@ -343,8 +428,7 @@ class Optimizer(_core.Core):
 
     @lr_scale.setter
     def lr_scale(self, value: Any) -> None:
-        schedule, _, excluded = self._get_objects()
-        self._set_objects(schedule, checked_factors(value), excluded)
+        self._set_lr_scale(checked_factors(value))
 
     @property
     def exclude_from_weight_decay(self) -> tuple[Any, ...]:
@@ -353,8 +437,7 @@ class Optimizer(_core.Core):
 
     @exclude_from_weight_decay.setter
     def exclude_from_weight_decay(self, value: Any) -> None:
-        schedule, lr_scale, _ = self._get_objects()
-        self._set_objects(schedule, lr_scale, checked_names(value))
+        self._set_excluded(checked_names(value))
 
     @property
     def learning_rate(self) -> Any:
@@ -405,19 +488,32 @@ class Optimizer(_core.Core):
                     from . import schedules
 
                     arguments[name] = schedules.deserialize(arguments[name], custom_objects)
-            return cls(**arguments)
+            try:
+                return cls(**arguments)
+            except TypeError as error:
+                from . import presets
+
+                origin = presets.origin(arguments)
+                if origin is None:
+                    raise
+                raise TypeError(
+                    f"{error}; the config is of {origin}'s RMSprop: "
+                    f"use RMSprop.like({origin!r}, **config)"
+                ) from None
         except RecursionError as error:  # of repr, for the message
             raise ValueError("config is nested too deeply") from error
 
     def _keras_arguments(self) -> dict[str, Any]:
         """Keras 2.0's arguments that have no default of None, with a schedule itself as lr."""
         schedule = self._get_objects()[0]
-        lr = self.lr if schedule is None else schedule
+        lr = self._get_setting(0) if schedule is None else schedule
         return {"lr": lr} | {name: getattr(self, name) for name in KERAS[1:]}
 
     def _arguments(self, names: Iterable[str]) -> dict[str, Any]:
         """Those arguments that are not at their default."""
         values = {name: getattr(self, name) for name in names}
+        for name in values.keys() & {"zero_grad"}:
+            values[name] = bool(values[name])
         return {name: value for name, value in values.items() if value != DEFAULT[name]}
 
     def __repr__(self) -> str:
@@ -535,13 +631,24 @@ class Optimizer(_core.Core):
         `step` and `get_updates` clip by themselves; these gradients are for other code.
         """
         value, grads = self._evaluate(loss, params)
-        self.last_loss = value
+        self._last_loss = value
         return self._clipped(grads, params)
 
+    @overload
     def get_updates(
         self, params: Model, constraints: Any, loss: Callable[[Any], Any]
-    ) -> list[NDArray[Any]]:
+    ) -> list[NDArray[Any]]: ...
+
+    @overload
+    def get_updates(
+        self, loss: Callable[[Any], Any], params: Model, constraints: Any = None
+    ) -> list[NDArray[Any]]: ...
+
+    def get_updates(self, *args: Any, **kwargs: Any) -> list[NDArray[Any]]:
         """One whole step: gradients of the loss, update, constraints. Changes `params` in place.
+
+        The order is that of Keras 2.0, ``get_updates(params, constraints, loss)``, or that of its
+        later versions, ``get_updates(loss, params)``; all can be given by keyword.
 
         Parameters
         ----------
@@ -549,12 +656,13 @@ class Optimizer(_core.Core):
             The parameters; see `step`.
         constraints : None, list, or dict
             A list has a constraint or None for each parameter, a dict those of some, by index (by
-            key where `params` is a dict). A constraint is a callable that returns the new value
-            (or None if it changed its argument), or anything `rmsprop_c.constraints.get` takes.
-            Constraints run after the update, one parameter after the other: an exception in one
-            leaves the update and the earlier ones in place.
+            key where `params` is a dict). A constraint is a callable that returns the new value,
+            of the same shape (or None if it changed its argument), or anything that
+            `rmsprop_c.constraints.get` takes. Constraints run after the update, one parameter after
+            the other: an exception in one leaves the update and the earlier ones in place.
         loss : callable
-            As for `get_gradients`.
+            As for `get_gradients`; it is evaluated once. A subclass's own `get_gradients` is asked
+            for the gradients.
 
         Returns
         -------
@@ -562,21 +670,22 @@ class Optimizer(_core.Core):
             What was updated, in Keras's order: the accumulator and any further state (read-only
             views) and the parameter of each position in turn, behind the iterations if decay > 0.
         """
+        params, constraints, loss = _update_arguments(args, kwargs)
         chosen = _chosen_constraints(constraints, params)
-        value, grads = self._evaluate(loss, params)
-        self.step(params, grads)
-        self.last_loss = value
+        if type(self).get_gradients is Optimizer.get_gradients:
+            value, grads = self._evaluate(loss, params)  # step clips them
+            self.step(params, grads)
+            self._last_loss = value
+        else:
+            self.step(params, self.get_gradients(loss, params))
         updates: list[NDArray[Any]] = []
         if self.decay > 0:
             updates.append(np.array(self.iterations, np.int64))
         states = list(zip(*self._views().values(), strict=True))
         for name, state in zip(self._keys() or range(len(states)), states, strict=True):
             param = params if isinstance(params, np.ndarray) else params[name]
-            constraint = chosen.get(name)
-            if constraint is not None:
-                constrained = constraint(param)
-                if constrained is not None:
-                    param[...] = constrained
+            if chosen.get(name) is not None:
+                _constrain(chosen[name], name, param)
             updates += [*state, param]
         return updates
 
@@ -662,13 +771,16 @@ class Optimizer(_core.Core):
 
         checkpoint.save(self, path)
 
-    @classmethod
+    @_or_in_place
     def load(
         cls: type[Own],
         path: str | os.PathLike[str],
         custom_objects: Mapping[str, Any] | None = None,
     ) -> Own:
-        """Make an optimizer from a file that `save` wrote.
+        """Make an optimizer from a file that `save` wrote; of an optimizer, replace its own state.
+
+        ``RMSprop.load(path)`` makes a new one. ``opt.load(path)`` gives `opt` the arguments and the
+        state of the file, wholly or (where it raises) not at all, and returns `opt`.
 
         Parameters
         ----------
@@ -801,9 +913,12 @@ class Optimizer(_core.Core):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        schedule, lr_scale, excluded = state["objects"]
         for i, name in enumerate(NUMBERS):
             self._set_setting(i, state["settings"][name])
-        self._set_objects(*state["objects"])
+        self._set_lr(schedule, state["settings"]["lr"])
+        self._set_lr_scale(lr_scale)
+        self._set_excluded(excluded)
         self._restore(state["state"])
         self.__dict__.update(state["attributes"])
 
@@ -817,17 +932,17 @@ class Optimizer(_core.Core):
                 f"loss is of type {type(loss).__name__}; pass a callable of the parameters that "
                 "returns (value, grads), or a scalar computed with autograd.numpy"
             )
-        if not _known_scalar(loss):
+        _check_model(params)
+        if not _seems_scalar(loss):
             result = loss(params)
-            if isinstance(result, tuple) and len(result) == 2:
+            if _is_pair(result):
                 return result[0], result[1]
-            scalar = isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()
-            if not scalar:
+            if not (isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()):
                 raise TypeError(
                     f"loss returned {type(result).__name__}; it must return (value, grads) or a "
                     "scalar"
                 )
-            _remember_scalar(loss)
+            _remember(loss, True)
         try:
             from autograd import value_and_grad
         except ImportError:
@@ -835,7 +950,18 @@ class Optimizer(_core.Core):
                 "loss returned a scalar, and differentiating it needs autograd: "
                 "pip install 'rmsprop_c[autograd]', or return (value, grads)"
             ) from None
-        value, grads = value_and_grad(loss)(params)
+
+        def scalar(params: Model) -> Any:
+            result = loss(params)
+            if _is_pair(result):
+                raise _PairError
+            return result
+
+        try:
+            value, grads = value_and_grad(scalar)(params)
+        except _PairError:
+            _remember(loss, False)
+            return self._evaluate(loss, params)
         # A float64 scalar in the loss promotes gradients of float32 parameters.
         pairs = zip(_arrays(params), _arrays(grads), strict=True)
         return value, _like(params, [np.asarray(g).astype(p.dtype, copy=False) for p, g in pairs])
@@ -845,14 +971,12 @@ class Optimizer(_core.Core):
         limits = (self.clipnorm, self.clipvalue, self.parameter_clipnorm)
         if all((limit or 0) <= 0 for limit in limits):
             return grads
-        arrays = [grads[key] for key in params] if isinstance(params, dict) else _arrays(grads)
-        arrays = [None if g is None else np.asarray(g) for g in arrays]
-        like = _arrays(params)
-        if len(arrays) != len(like):
+        if isinstance(grads, (list, tuple)) and len(grads) != len(params):
             raise ValueError(
-                f"loss returned {len(arrays)} gradients, but params has {len(like)} entries"
+                f"loss returned {len(grads)} gradients, but params has {len(params)} entries"
             )
-        return _like(params, reference.clip(arrays, like, *limits))
+        checked_params, checked_grads = arrays.gradients(params, grads)
+        return _like(params, reference.clip(checked_grads, checked_params, *limits))
 
 
 def _arrays(model: Model) -> list[Any]:
@@ -917,28 +1041,125 @@ for _index, _name in enumerate(NUMBERS):
         setattr(Optimizer, _name, _property(_index, ROWS[_name]))
 
 
-# Losses that returned a scalar: a function, or an object and the names of its methods.
-_scalar_losses: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+class _PairError(Exception):
+    """A loss that was thought to return a scalar returns (value, grads)."""
 
 
-def _key(loss: Any) -> tuple[Any, str]:
-    """What stays the same of a loss between calls: a bound method is a new object each time."""
-    if isinstance(loss, types.MethodType):
-        return loss.__self__, loss.__name__
-    return loss, ""
+# Which losses return a scalar, by their code: a lambda or a partial is another object at each step.
+_scalar_losses: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
-def _known_scalar(loss: Any) -> bool:
-    owner, name = _key(loss)
-    try:
-        return name in _scalar_losses.get(owner, ())
-    except TypeError:  # neither hashable nor weakly referable
+def _is_pair(result: Any) -> bool:
+    return isinstance(result, tuple) and len(result) == 2
+
+
+def _function(loss: Any) -> Any:
+    """The function of Python that a callable runs, or None."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    if not isinstance(loss, (types.FunctionType, types.MethodType)):
+        loss = getattr(type(loss), "__call__", None)  # noqa: B004  # the function itself
+    loss = getattr(loss, "__func__", loss)
+    return loss if isinstance(loss, types.FunctionType) else None
+
+
+def _remember(loss: Any, scalar: bool) -> None:
+    function = _function(loss)
+    if function is not None:
+        _scalar_losses[function.__code__] = scalar
+
+
+def _seems_scalar(loss: Any) -> bool:
+    """Whether a loss is one for autograd, as far as can be told without a call.
+
+    A loss may draw random numbers, so it should be called once, and only under autograd if autograd
+    is to differentiate it. Where this is wrong it is called twice, the first time.
+    """
+    function = _function(loss)
+    if function is None:
         return False
+    if function.__code__ not in _scalar_losses:
+        # Unless somebody has imported autograd there is no loss written with it.
+        return "autograd.numpy" in sys.modules and _names_autograd(loss, set())
+    return _scalar_losses[function.__code__]
 
 
-def _remember_scalar(loss: Any) -> None:
-    owner, name = _key(loss)
-    try:
-        _scalar_losses.setdefault(owner, set()).add(name)
-    except TypeError:
+def _names_autograd(loss: Any, seen: set[int]) -> bool:
+    """Whether a callable, or one that it names or holds, uses autograd.numpy."""
+    function = _function(loss)
+    if function is None or id(function) in seen:
+        return False
+    seen.add(id(function))
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
+    found = [function.__globals__[name] for name in names & set(function.__globals__)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            found.append(cell.cell_contents)
+    found += getattr(getattr(loss, "__self__", loss), "__dict__", {}).values()
+    for value in found:
+        where = value.__name__ if isinstance(value, types.ModuleType) else None
+        where = where or getattr(value, "__module__", None)
+        if isinstance(where, str) and where.startswith("autograd.numpy"):
+            return True
+        if callable(value) and _names_autograd(value, seen):
+            return True
+    return False
+
+
+def _update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(params, constraints, loss) from the arguments of `get_updates`, in either order."""
+    later = bool(args) and callable(args[0]) and not isinstance(args[0], np.ndarray)
+    names: tuple[str, ...] = ("params", "constraints", "loss")
+    if later:
+        names = ("loss", "params", "constraints")
+    if len(args) == 2 and not later and callable(args[1]):
+        names = ("params", "loss")
+    if len(args) > len(names):
+        raise TypeError(f"get_updates takes params, constraints and loss, but got {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    for name in kwargs:
+        if name not in ("params", "constraints", "loss"):
+            raise TypeError(f"get_updates got an unexpected keyword argument {name!r}")
+        if name in given:
+            raise TypeError(f"get_updates got {name} twice")
+    given |= kwargs
+    for name in ("params", "loss"):
+        if name not in given:
+            raise TypeError(
+                f"get_updates misses {name}: pass (params, constraints, loss) or (loss, params)"
+            )
+    return given["params"], given.get("constraints"), given["loss"]
+
+
+def _check_model(params: Model) -> None:
+    """An error by name if an entry is no array, before it ends in one of NumPy's."""
+    if isinstance(params, (list, tuple, dict)):
+        for name, array in params.items() if isinstance(params, dict) else enumerate(params):
+            if not isinstance(array, np.ndarray):
+                raise TypeError(
+                    f"params[{name!r}] is of type {type(array).__name__}, not a NumPy array"
+                )
+
+
+def _constrain(constraint: Callable[[Any], Any], name: Any, param: NDArray[Any]) -> None:
+    """Apply a constraint to a parameter, in place."""
+    returned = constraint(param)
+    if returned is None:
         return
+    value = np.asarray(returned)
+    if value.shape != param.shape:
+        raise ValueError(
+            f"constraints[{name!r}] returned shape {value.shape}, but its parameter has shape "
+            f"{param.shape}"
+        )
+    if not np.can_cast(value.dtype, param.dtype, "same_kind"):
+        raise TypeError(
+            f"constraints[{name!r}] returned dtype {value.dtype}, but its parameter has dtype "
+            f"{param.dtype}"
+        )
+    param[...] = value

@@ -1,7 +1,7 @@
 """The RMSprop of each framework in terms of ours: arguments, defaults, and what is fixed."""
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -128,6 +128,55 @@ def translate(framework: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("momentum", "weight_decay"):  # None switches them off in Keras 3 and optax
         if given.get(name, 0.0) is None:
             given[name] = 0.0
+    if isinstance(given.get("lr"), Mapping):
+        from . import schedules
+
+        given["lr"] = schedules.deserialize(given["lr"])
     translated = {**preset.defaults, **given}
     preset.adjust(translated)
     return translated
+
+
+def origin(config: Mapping[str, Any]) -> str | None:
+    """Which Keras a config comes from that has a name, as ours and those of Keras 2.0 have not."""
+    if "name" not in config or "learning_rate" not in config:
+        return None
+    return "keras3" if "use_ema" in config else "tf_keras"
+
+
+def translation(framework: str | None, name: str) -> str | None:
+    """Our name of a framework's argument, if it has another one here."""
+    return None if framework is None else PRESETS[framework].names.get(name)
+
+
+def taken(framework: str | None, name: str) -> bool:
+    """Whether our name of a hyper-parameter is a framework's name of another one."""
+    return translation(framework, name) not in (None, name)
+
+
+def explain(owner: str, framework: str | None, name: str, known: Iterable[str]) -> str | None:
+    """Which hyper-parameter a name that is assigned to an optimizer may mean; None if none.
+
+    Parameters
+    ----------
+    owner : str
+        The class, as the message calls it.
+    framework : str or None
+        Whose preset the optimizer has.
+    name : str
+        What was assigned.
+    known : iterable of str
+        The names of our hyper-parameters.
+    """
+    own = translation(framework, name)
+    if own is not None:
+        return f"{framework}'s {name} is {own} here: assign {own}"
+    others = [other for other in PRESETS if taken(other, name)]
+    if others:
+        own = PRESETS[others[0]].names[name]
+        where = ", ".join(others)
+        return f"{owner} has no attribute {name!r}; did you mean {own}? (It is {name} in {where}.)"
+    import difflib  # takes half a megabyte, and only those who misspell a name need it
+
+    close = difflib.get_close_matches(name, list(known), 1, 0.7)
+    return f"{owner} has no attribute {name!r}; did you mean {close[0]}?" if close else None

@@ -1,10 +1,17 @@
 """RMSprop, and making optimizers by name."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import serialization
 from .optimizer import DEFAULT, Optimizer
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class RMSprop(Optimizer):
@@ -23,7 +30,7 @@ class RMSprop(Optimizer):
     rho : float
         Decay of the accumulator, in [0, 1].
     epsilon : float
-        Added to the root, at least 0.
+        Added to the root, at least 0. None is 1e-7, as in Keras 2.1 to 2.3.
     decay : float
         At each step lr is divided by 1 + decay * iterations; at least 0. Not with a schedule.
     clipnorm : float, optional
@@ -104,6 +111,14 @@ class RMSprop(Optimizer):
     True
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if args and cls.__init__ is RMSprop.__init__ and _is_model(args[0]):
+            raise TypeError(
+                f"{cls.__name__} was given a {type(args[0]).__name__}, but takes hyper-parameters "
+                "only: pass parameters to each step, opt.step(params, grads)"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         lr: float | Callable[[int], float] = DEFAULT["lr"],
@@ -134,7 +149,7 @@ class RMSprop(Optimizer):
         return config | super().get_config()
 
     @classmethod
-    def like(cls, framework: str, **arguments: Any) -> "RMSprop":
+    def like(cls, framework: str, **arguments: Any) -> RMSprop:
         """The RMSprop of another framework, from that framework's arguments.
 
         Parameters
@@ -167,7 +182,16 @@ class RMSprop(Optimizer):
         """
         from . import presets
 
-        return cls(**presets.translate(framework, arguments))
+        made = cls(**presets.translate(framework, arguments))
+        made._framework = framework  # its names, where they mean another thing here, raise
+        return made
+
+
+def _is_model(value: Any) -> bool:
+    """Whether it is parameters, as torch's optimizers take them, and no learning rate."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, (list, tuple, dict, Iterator))
 
 
 KNOWN = {"RMSprop": RMSprop, "rmsprop": RMSprop}

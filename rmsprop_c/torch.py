@@ -1,20 +1,17 @@
 """``torch.optim.RMSprop`` on our kernels: the door to PyTorch, for tensors on the CPU.
 
-The state stays torch's: ``optimizer.state[p]`` holds tensors that lie over our accumulators, so
+The state is torch's: a step works on the tensors in ``optimizer.state[p]``, wherever they lie. So
 state dicts go from one class to the other at any time, and a step copies nothing.
 """
 
-import operator
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from . import interchange, presets, rmsprop
+from . import _core, interchange, presets, rmsprop
 
 try:
     import torch
+    from torch.utils.dlpack import to_dlpack
 except ImportError:
     raise ImportError("rmsprop_c.torch needs PyTorch: pip install 'rmsprop_c[torch]'") from None
 
@@ -88,7 +85,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     True
     """
 
-    _bindings: Sequence["Binding"] = ()  # of the groups, as of the latest step
+    _steppers: Sequence["Stepper"] = ()  # of the groups
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters with arguments of its own; see ``torch.optim.Optimizer``.
@@ -104,7 +101,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
         try:
             assign(rmsprop.RMSprop.like("torch"), settings(group, index), index)
             for i, p in enumerate(group["params"]):
-                check(p, name(group, index, i))
+                if p.requires_grad:  # what is frozen may be anything until it has a gradient
+                    check(p, name(group, index, i))
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -132,145 +130,181 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        bindings, grads = [], []
-        for index, group in enumerate(self.param_groups):
-            binding = self._bindings[index] if index < len(self._bindings) else None
-            if binding is None or not binding.fits(group, index, self.state):
-                binding = Binding(group, index, self.state)
-            binding.set(settings(group, index), index)
-            grads.append(binding.gradients(group, index))
-            bindings.append(binding)
-        self._bindings = bindings
-        for index, binding in enumerate(bindings):
-            binding.step(grads[index], index, self.state)
+        self._step()
         return loss
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # there is nothing to be traced
+    def _step(self) -> None:
+        if len(self._steppers) != len(self.param_groups):
+            self._steppers = [Stepper() for _ in self.param_groups]
+        steps = [
+            Step(stepper.set(settings(group, index), index), group, index, self.state)
+            for index, (stepper, group) in enumerate(
+                zip(self._steppers, self.param_groups, strict=True)
+            )
+        ]
+        for step in steps:
+            step.make(self.state)
 
-class Binding:
-    """A group of parameters, an optimizer of ours for it, and torch's state over its accumulators.
 
-    It fits as long as the group has these parameters in these forms, and the state these tensors.
-    A new one copies what it finds in the state, and puts its own tensors there.
-    """
+class Stepper:
+    """An optimizer of ours that has the arguments of a group; it keeps no state."""
 
-    def __init__(self, group: Group, index: int, state: State) -> None:
-        self.params = list(group["params"])
-        self.places: list[Any] = []
-        self.axes: list[Any] = []
-        self.arrays: list[NDArray[Any]] = []
-        for i, p in enumerate(self.params):
-            check(p, name(group, index, i))
-            array = p.detach().numpy()
-            self.places.append((p.data_ptr(), p.stride()))
-            self.axes.append(memory_order(array))
-            self.arrays.append(ordered(array, self.axes[i]))
+    def __init__(self) -> None:
         self.optimizer = rmsprop.RMSprop.like("torch")
         self.values: tuple[Any, ...] = ()
-        self.set(settings(group, index), index)
-        self.optimizer.build(self.arrays)
 
-        # torch has a scalar tensor for each parameter; here they lie in one array.
-        precise = torch.get_default_dtype() == torch.float64
-        self.counts = np.zeros(len(self.params), np.float64 if precise else np.float32)
-        columns = {"step": [self.counts[i : i + 1].reshape(()) for i in range(len(self.params))]}
-        for slot, views in self.optimizer._views(writeable=True).items():
-            columns[interchange.TORCH[slot]] = [
-                view if axes is None else view.transpose(np.argsort(axes))
-                for view, axes in zip(views, self.axes, strict=True)
-            ]
-        self.kinds = set(columns)
-        self.tensors = [
-            {kind: torch.from_numpy(arrays[i]) for kind, arrays in columns.items()}
-            for i in range(len(self.params))
-        ]
-        self.entered = [bool(state.get(p)) for p in self.params]
-        for i, p in enumerate(self.params):
-            if self.entered[i]:
-                self.take(state[p], i, name(group, index, i))
-
-    def take(self, entry: dict[str, Any], i: int, where: str) -> None:
-        """Copy a parameter's state, what is missing stays 0, and put our tensors in its place."""
-        for kind, tensor in self.tensors[i].items():
-            if kind in entry:
-                found = torch.as_tensor(entry[kind]).detach()
-                if found.shape != tensor.shape:
-                    raise ValueError(
-                        f"the {kind} of {where} has shape {tuple(found.shape)}, but must have "
-                        f"{tuple(tensor.shape)}"
-                    )
-                tensor.copy_(found)
-        entry.update(self.tensors[i])
-
-    def fits(self, group: Group, index: int, state: State) -> bool:
-        """Whether parameters and state are still those of this binding; arrays may have moved."""
-        params = group["params"]
-        if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
-            return False
-        if (group["momentum"] > 0 and "momentum_buffer" not in self.kinds) or (
-            group["centered"] and "grad_avg" not in self.kinds
-        ):
-            return False
-        for i, p in enumerate(params):
-            if (p.data_ptr(), p.stride()) != self.places[i] and not self.moved(group, index, i):
-                return False
-            entry = state.get(p)
-            if self.entered[i]:
-                if entry is None:
-                    return False
-                for kind, tensor in self.tensors[i].items():
-                    if entry.get(kind) is not tensor:
-                        return False
-            elif entry:
-                return False
-        return True
-
-    def moved(self, group: Group, index: int, i: int) -> bool:
-        """Look where a parameter lies now; whether it is still of the same form."""
-        p, before = self.params[i], self.arrays[i]
-        check(p, name(group, index, i))
-        array = p.detach().numpy()
-        axes = memory_order(array)
-        self.arrays[i] = ordered(array, axes)
-        self.places[i] = (p.data_ptr(), p.stride())
-        same = axes == self.axes[i] and array.dtype == before.dtype
-        return same and self.arrays[i].shape == before.shape
-
-    def set(self, values: tuple[Any, ...], index: int) -> None:
-        """Give our optimizer the group's arguments, where they have changed."""
+    def set(self, values: tuple[Any, ...], index: int) -> rmsprop.RMSprop:
+        """Give it the group's arguments, where they have changed."""
         if values != self.values:
             self.values = ()  # so that a refusal does not leave half of them for good
             assign(self.optimizer, values, index)
             self.values = values
+        return self.optimizer
 
-    def gradients(self, group: Group, index: int) -> list[NDArray[Any] | None]:
-        """The gradients as arrays, in the parameters' order in memory."""
-        grads: list[NDArray[Any] | None] = []
+
+class Step:
+    """One step of a group, from the look at its tensors to what it writes; it lives no longer.
+
+    So what tensors are like and where they lie is read at every step: `share_memory_`, `set_`,
+    `resize_`, ``.data = ...`` and other processes may change it in between.
+    """
+
+    def __init__(self, optimizer: rmsprop.RMSprop, group: Group, index: int, state: State) -> None:
+        self.optimizer, self.group, self.index = optimizer, group, index
+        everyone = group["params"]
+        gradients = [p.grad for p in everyone]
+        self.places = tuple([i for i, g in enumerate(gradients) if g is not None])
+        if len(self.places) < len(everyone):
+            everyone = [everyone[i] for i in self.places]
+            gradients = [gradients[i] for i in self.places]
+        self.params = everyone
+        slots = ["accumulator"]
+        slots += ["momentum"] if optimizer.momentum > 0 else []
+        slots += ["average_gradient"] if optimizer.centered else []
+        kinds = ["step", *(interchange.TORCH[slot] for slot in slots)]
+        entries = [state.get(p) or {} for p in self.params]
+        self.missing: list[dict[str, Any]] = []  # from the state, by position
         try:
-            for p, axes in zip(self.params, self.axes, strict=True):
-                g = p.grad
-                grads.append(None if g is None else ordered(g.numpy(force=True), axes))
-        except (TypeError, RuntimeError):
-            i = len(grads)
-            check(self.params[i].grad, f"the gradient of {name(group, index, i)}")
-            raise
-        return grads
+            columns = [[entry[kind] for entry in entries] for kind in kinds]
+        except KeyError:
+            pairs = list(zip(self.params, entries, strict=True))
+            self.missing = [missing(p, entry, kinds) for p, entry in pairs]
+            columns = [
+                [{**entry, **new}[kind] for entry, new in zip(entries, self.missing, strict=True)]
+                for kind in kinds
+            ]
+        self.counters, *states = columns
+        self.changed: list[tuple[Any, Any]] = []  # tensors of the state, and their new data
+        capsules = [
+            self.packed(self.params, ""),
+            self.packed(gradients, "the gradient of "),
+            *(self.packed(x, f"the {k} of ") for k, x in zip(kinds[1:], states, strict=True)),
+        ]
+        arrays, whole = _core.dlpack_arrays(*capsules)
+        if not whole:
+            self.mend(capsules, arrays, kinds[1:], states)
+            arrays, _ = _core.dlpack_arrays(*capsules)
+        self.arrays, self.grads, *found = arrays
+        self.slots = dict(zip(slots, found, strict=True))
 
-    def step(self, grads: list[NDArray[Any] | None], index: int, state: State) -> None:
-        """One step of those parameters that have a gradient."""
-        active = [i for i, g in enumerate(grads) if g is not None]
-        if not active:
+    def name(self, position: int) -> str:
+        """How errors call a parameter."""
+        return name(self.group, self.index, self.places[position])
+
+    def packed(self, tensors: list[Any], what: str) -> list[Any]:
+        """Tensors in DLPack's form; None for those whose memory holds the negative of them."""
+        try:
+            capsules: list[Any] = list(map(to_dlpack, tensors))
+            negative = list(map(torch.Tensor.is_neg, tensors))
+        except (BufferError, RuntimeError, TypeError):
+            for i, tensor in enumerate(tensors):
+                check(tensor, what + self.name(i))
+            raise
+        if any(negative):
+            return [None if n else x for x, n in zip(capsules, negative, strict=True)]
+        return capsules
+
+    def mend(
+        self,
+        capsules: list[list[Any]],
+        arrays: list[list[Any]],
+        kinds: list[str],
+        states: list[list[Any]],
+    ) -> None:
+        """Replace what no kernel can use by what it stands for, or raise for it by name."""
+        for i, p in enumerate(self.params):
+            if arrays[0][i] is None:
+                check(p, self.name(i))
+            if arrays[1][i] is None:
+                check(p.grad, f"the gradient of {self.name(i)}", real=True)
+                capsules[1][i] = to_dlpack(p.grad.detach().resolve_neg().to(p.dtype))
+            for kind, tensors, column, packs in zip(
+                kinds, states, arrays[2:], capsules[2:], strict=True
+            ):
+                if column[i] is None:
+                    data = like(p, tensors[i], f"the {kind} of {self.name(i)}")
+                    self.changed.append((tensors[i], data))
+                    packs[i] = to_dlpack(data)
+
+    def make(self, state: State) -> None:
+        """Make the step."""
+        if not self.params:
             return
         try:
-            self.optimizer.step(self.arrays, grads)
+            counters: list[Any] = list(map(to_dlpack, self.counters))
+        except TypeError:  # old states have plain numbers
+            counters = [to_dlpack(x) if torch.is_tensor(x) else None for x in self.counters]
+        try:
+            others = self.optimizer._step_on(
+                self.arrays, self.grads, self.slots, counters, self.places
+            )
         except (TypeError, ValueError) as error:
-            raise type(error)(f"param_groups[{index}]: {error}") from None
-        self.counts[active] += 1
-        for i in active:
-            if not self.entered[i]:
-                state.setdefault(self.params[i], {}).update(self.tensors[i])
-                self.entered[i] = True
+            raise type(error)(f"param_groups[{self.index}]: {error}") from None
+        for i, new in enumerate(self.missing):
+            state.setdefault(self.params[i], {}).update(new)
+        for tensor, data in self.changed:
+            tensor.data = data
+        for i in others:
+            state[self.params[i]]["step"] += 1
         # autograd then sees that a value it has saved for a backward pass is no longer that.
-        torch.autograd.graph.increment_version([self.params[i] for i in active])
+        torch.autograd.graph.increment_version(self.params)
+
+
+def missing(p: Any, entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
+    """What a parameter's state lacks, as torch makes it."""
+    precise = torch.get_default_dtype() == torch.float64
+    return {
+        kind: torch.zeros((), dtype=torch.float64 if precise else torch.float32)
+        if kind == "step"
+        else torch.zeros_like(p, memory_format=torch.preserve_format)
+        for kind in kinds
+        if kind not in entry
+    }
+
+
+def like(p: Any, tensor: Any, name: str) -> Any:
+    """The values of a parameter's state in the parameter's form, which it has no longer.
+
+    Only for tensors that have their memory for themselves: others are updated where they are, or
+    not at all.
+    """
+    wanted = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
+    if not torch.is_tensor(tensor):
+        raise TypeError(f"{name} is of type {type(tensor).__name__}; it must be a tensor")
+    if tensor.shape != p.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(p.shape)}")
+    check(tensor, name, real=True)
+    form = (tensor.dtype, tensor.stride())
+    if tensor.is_shared() or tensor.untyped_storage().nbytes() != (
+        tensor.numel() * tensor.element_size()
+    ):
+        raise TypeError(
+            f"{name} has dtype {form[0]} and strides {form[1]}, where its parameter needs "
+            f"{p.dtype} and {wanted.stride()}, and other tensors or processes may use its memory; "
+            "put a tensor of that form into the state"
+        )
+    return wanted.copy_(tensor.detach())
 
 
 def name(group: Group, index: int, i: int) -> str:
@@ -279,8 +313,10 @@ def name(group: Group, index: int, i: int) -> str:
     return f"param_groups[{index}]['params'][{i}]{called}"
 
 
-def check(tensor: Any, name: str) -> None:
-    """Refuse what has no memory that a kernel can update."""
+def check(tensor: Any, name: str, real: bool = False) -> None:
+    """Raise for what has no memory that a kernel can update; with `real` any real dtype will do."""
+    if not torch.is_tensor(tensor):
+        raise TypeError(f"{name} is of type {type(tensor).__name__}; it must be a tensor")
     if tensor.device.type != "cpu":
         raise TypeError(f"{name} is on {tensor.device}, but steps are done on the CPU; move it")
     if tensor.layout != torch.strided:
@@ -288,17 +324,23 @@ def check(tensor: Any, name: str) -> None:
             f"{name} is sparse ({tensor.layout}), but only dense tensors can be updated; an "
             "embedding makes dense gradients with sparse=False"
         )
+    if real and not tensor.is_complex():
+        return
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"{name} has dtype {tensor.dtype}, but only float32 and float64 tensors can be "
             "updated; convert the model with .float()"
+        )
+    if tensor.is_neg():
+        raise TypeError(
+            f"{name} is the negative of what its memory holds; replace it by .resolve_neg()"
         )
 
 
 def settings(group: Group, index: int) -> tuple[Any, ...]:
     """The values of ARGUMENTS; refuses what can't be done."""
     for flag, why in REFUSED.items():
-        if group[flag]:
+        if group.get(flag):
             raise ValueError(
                 f"param_groups[{index}]['{flag}'] is {group[flag]!r}: {why}; use False"
             )
@@ -313,19 +355,3 @@ def assign(optimizer: rmsprop.RMSprop, values: tuple[Any, ...], index: int) -> N
             setattr(optimizer, OURS.get(argument, argument), value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"param_groups[{index}]['{argument}']: {error}") from None
-
-
-def memory_order(array: NDArray[Any]) -> tuple[int, ...] | None:
-    """The axes from the slowest to the fastest in memory, where that is dense but not C's order.
-
-    In this order even a channels_last weight is contiguous, and need not be staged.
-    """
-    if array.flags.c_contiguous:
-        return None
-    axes = tuple(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
-    return axes if array.transpose(axes).flags.c_contiguous else None
-
-
-def ordered(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    """The array with its axes in this order."""
-    return array if axes is None else array.transpose(axes)

@@ -27,7 +27,8 @@ SITE_PACKAGES = Path(np.__file__).parents[1]
 CC = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
 SUPPORTED = [isa for isa, supported in _core.compiled_isas().items() if supported]
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
-STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+CXX = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX"))
+STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 SCALARS = {"lr": 0.01, "rho": 0.9, "epsilon": 1e-8, "scale": 0.7, "clipvalue": 0.25}
 
 # All that a compiler without OpenMP does differently.
@@ -99,7 +100,9 @@ CYTHON_SETUP = """
 import rmsprop_c
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-user = Extension("user", ["user.pyx"], include_dirs=[rmsprop_c.get_include()])
+import sys
+user = Extension("user", ["user.pyx"], include_dirs=[rmsprop_c.get_include()],
+                 language=sys.argv.pop())
 setup(name="user", ext_modules=cythonize(user, language_level=3))
 """
 
@@ -129,11 +132,12 @@ static REAL p[N], g[N], a[N];
 
 int main(void)
 {
-    const rmsprop_scalars scalars = {.learning_rate = LEARNING_RATE,
-                                     .rho = RHO,
-                                     .epsilon = EPSILON,
-                                     .scale = SCALE,
-                                     .clipvalue = CLIPVALUE};
+    static rmsprop_scalars scalars;
+    scalars.learning_rate = LEARNING_RATE;
+    scalars.rho = RHO;
+    scalars.epsilon = EPSILON;
+    scalars.scale = SCALE;
+    scalars.clipvalue = CLIPVALUE;
     size_t items = fread(p, sizeof *p, N, stdin);
     items += fread(g, sizeof *g, N, stdin);
     items += fread(a, sizeof *a, N, stdin);
@@ -388,11 +392,12 @@ def test_fast_math_in_the_environment_does_not_flush_subnormals(fast_math, tmp_p
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(fast_math))
 
 
-def test_cython_code_calls_the_kernels_and_gets_the_reference_bits(python, tmp_path):
+@pytest.mark.parametrize("language", ["c", "c++"])
+def test_cython_code_calls_the_kernels_and_gets_the_reference_bits(python, tmp_path, language):
     (tmp_path / "user.pyx").write_text(CYTHON_USER)
     (tmp_path / "setup.py").write_text(CYTHON_SETUP)
     (tmp_path / "main.py").write_text(CYTHON_MAIN.format(scalars=SCALARS))
-    run(python, "setup.py", "build_ext", "--inplace", cwd=tmp_path, CFLAGS="-O0")
+    run(python, "setup.py", "build_ext", "--inplace", language, cwd=tmp_path, CFLAGS="-O0")
     run(python, "main.py", cwd=tmp_path)
 
 
@@ -402,13 +407,18 @@ def include(python):
     return run(python, "-c", code, cwd=python.parent).stdout.strip()
 
 
+@pytest.mark.parametrize("language", [[*CC, "-std=c99"], [*CXX, "-std=c++11"]], ids=["C", "C++"])
 @pytest.mark.parametrize(("real", "suffix"), [("float", "f32"), ("double", "f64")])
-def test_c_code_includes_one_header_and_gets_the_reference_bits(include, tmp_path, real, suffix):
-    (tmp_path / "user.c").write_text(C_USER)
+def test_c_code_includes_one_header_and_gets_the_reference_bits(
+    include, tmp_path, real, suffix, language
+):
+    source = "user.c" if "-std=c99" in language else "user.cpp"
+    (tmp_path / source).write_text(C_USER)
     values = dict(SCALARS, learning_rate=SCALARS["lr"])
     macros = [f"-D{name.upper()}={value!r}" for name, value in values.items()]
     macros += [f"-DREAL={real}", f"-DUPDATE=rmsprop_update_{suffix}"]
-    command = (*CC, *STRICT, *EXACT, *macros, f"-I{include}", "user.c", "-o", "user", "-lm")
+    flags = (*STRICT, *EXACT, *macros, f"-I{include}")
+    command = (*language, *flags, source, "-o", "user", "-lm")
     run(*command, cwd=tmp_path)
 
     dtype = {"float": np.float32, "double": np.float64}[real]

@@ -726,7 +726,7 @@ def test_a_small_file_does_not_become_a_large_array(refused, tmp_path):
     naive.load_arrays(path)
     assert tracemalloc.get_traced_memory()[1] > 20_000_000
     tracemalloc.stop()
-    refused(None, "meta is not where save writes it")
+    refused(None, "it is not a file that save wrote")
 
 
 def test_a_load_takes_twice_the_memory_of_its_file(tmp_path):
@@ -1015,7 +1015,7 @@ def test_a_longer_meta_is_refused_before_it_is_read(refused):
     text = with_meta(
         corpus("list"), lambda meta: b" " * checkpoint.LARGEST_META + json.dumps(meta).encode()
     )
-    refused(text, r"meta is said to have \d+ bytes", memory=-len(text))
+    refused(text, r"its part with the arguments should have \d+ bytes", memory=-len(text))
 
 
 def members(change):

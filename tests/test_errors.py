@@ -718,7 +718,7 @@ HYPERPARAMETER_CASES = [
         for name in ("lr", "learning_rate", "rho", "epsilon", "decay", "clipnorm", "clipvalue")
         for value in NOT_NUMBERS
     ),
-    *((name, None, TypeError) for name in ("lr", "learning_rate", "rho", "epsilon", "decay")),
+    *((name, None, TypeError) for name in ("lr", "learning_rate", "rho", "decay")),
     *(
         (name, value, ValueError)
         for name in ("lr", "learning_rate", "rho", "epsilon", "decay", "clipnorm", "clipvalue")

@@ -465,7 +465,9 @@ NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan"), 10**
 def bad_values():
     """(name, value, exception) of values that are refused at once."""
     for name in (*FROM_0, *FROM_0_TO_1):
-        yield from ((name, value, TypeError) for value in [*NOT_NUMBERS, None])
+        yield from ((name, value, TypeError) for value in NOT_NUMBERS)
+        if name != "epsilon":  # where it is 1e-7, as in Keras 2.1
+            yield name, None, TypeError
         yield from ((name, value, ValueError) for value in [*NOT_FINITE, -1, -1e-300])
     for name in FROM_0_TO_1:
         yield from ((name, value, ValueError) for value in (1.5, 2, np.nextafter(1, 2)))

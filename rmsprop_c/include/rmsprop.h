@@ -1,4 +1,4 @@
-/* RMSprop for contiguous float32 and float64 buffers, in C99.
+/* RMSprop for contiguous float32 and float64 buffers, in C99 or C++11.
  *
  * The update of Keras 2.0, one element at a time, with T the buffer's type:
  *
@@ -212,6 +212,13 @@ static inline size_t rmsprop_block_count(size_t n)
     return n / RMSPROP_BLOCK + (n % RMSPROP_BLOCK != 0);
 }
 
+#ifdef __cplusplus
+#define RMSPROP_RESTRICT                                                                           \
+    __restrict /* gcc's, clang's and MSVC's name for what C++ has no word for */
+#else
+#define RMSPROP_RESTRICT restrict
+#endif
+
 /* A variant's constants reach the loop by inlining alone. */
 #ifdef __GNUC__
 #define RMSPROP_INLINE static inline __attribute__((always_inline))
@@ -345,8 +352,9 @@ RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_element)(
 
 /* Elements [begin, end). */
 RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_range)(
-    RMSPROP_REAL *restrict p, const RMSPROP_REAL *restrict g, RMSPROP_REAL *restrict a,
-    RMSPROP_REAL *restrict m, RMSPROP_REAL *restrict mean, size_t begin, size_t end,
+    RMSPROP_REAL *RMSPROP_RESTRICT p, const RMSPROP_REAL *RMSPROP_RESTRICT g,
+    RMSPROP_REAL *RMSPROP_RESTRICT a, RMSPROP_REAL *RMSPROP_RESTRICT m,
+    RMSPROP_REAL *RMSPROP_RESTRICT mean, size_t begin, size_t end,
     struct RMSPROP_NAME(rmsprop_rounded) c, int centered, int momentum, int epsilon_in_sqrt)
 {
     const size_t whole = end - (end - begin) % RMSPROP_TURN;
@@ -424,7 +432,8 @@ RMSPROP_TARGET static inline void RMSPROP_NAME(rmsprop_update)(RMSPROP_REAL *p,
 }
 
 RMSPROP_TARGET RMSPROP_OUTLINE void
-RMSPROP_NAME(rmsprop_add)(RMSPROP_REAL *restrict sum, const RMSPROP_REAL *restrict g, size_t n)
+RMSPROP_NAME(rmsprop_add)(RMSPROP_REAL *RMSPROP_RESTRICT sum,
+                          const RMSPROP_REAL *RMSPROP_RESTRICT g, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         sum[i] = sum[i] + g[i];
@@ -448,11 +457,9 @@ RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_decay)(RMSPROP_REAL *p,
     }
 }
 
-RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_decay_grad)(RMSPROP_REAL *restrict decayed,
-                                                                     const RMSPROP_REAL *restrict g,
-                                                                     const RMSPROP_REAL *restrict p,
-                                                                     size_t n,
-                                                                     const rmsprop_scalars *scalars)
+RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_decay_grad)(
+    RMSPROP_REAL *RMSPROP_RESTRICT decayed, const RMSPROP_REAL *RMSPROP_RESTRICT g,
+    const RMSPROP_REAL *RMSPROP_RESTRICT p, size_t n, const rmsprop_scalars *scalars)
 {
     const RMSPROP_REAL scale = (RMSPROP_REAL)scalars->scale;
     const RMSPROP_REAL high = (RMSPROP_REAL)scalars->clipvalue;
@@ -462,10 +469,10 @@ RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_decay_grad)(RMSPROP_REA
     }
 }
 
-RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_average)(RMSPROP_REAL *restrict ema,
-                                                                  const RMSPROP_REAL *restrict p,
-                                                                  size_t n,
-                                                                  const rmsprop_scalars *scalars)
+RMSPROP_TARGET RMSPROP_OUTLINE void
+RMSPROP_NAME(rmsprop_average)(RMSPROP_REAL *RMSPROP_RESTRICT ema,
+                              const RMSPROP_REAL *RMSPROP_RESTRICT p, size_t n,
+                              const rmsprop_scalars *scalars)
 {
     const RMSPROP_REAL keep = (RMSPROP_REAL)scalars->ema_momentum;
     const RMSPROP_REAL take = 1 - keep;
@@ -490,15 +497,15 @@ RMSPROP_NAME(rmsprop_blocks)(RMSPROP_KERNEL *update, int passes, RMSPROP_REAL *p
                              RMSPROP_REAL *ema, RMSPROP_REAL *sum, size_t n,
                              const rmsprop_scalars *scalars)
 {
-    enum { PASS = RMSPROP_PASS / sizeof *p };
-    RMSPROP_REAL decayed[PASS];
+    RMSPROP_REAL decayed[RMSPROP_PASS / sizeof(RMSPROP_REAL)];
+    const size_t pass = sizeof decayed / sizeof *decayed;
     rmsprop_scalars neutral = *scalars;
     neutral.scale = 1;
     neutral.clipvalue = INFINITY;
     size_t count = RMSPROP_NAME(rmsprop_head)(p, n);
     for (size_t i = 0; i < n; i += count, count = 0) {
         if (count == 0) {
-            count = n - i < PASS ? n - i : PASS;
+            count = n - i < pass ? n - i : pass;
         }
         if (passes & (RMSPROP_ADD | RMSPROP_DECAY_GRAD) && g) {
             RMSPROP_NAME(rmsprop_prefetch)(g + i, count);

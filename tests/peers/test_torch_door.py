@@ -10,7 +10,10 @@ import doctest
 import gc
 import inspect
 import itertools
+import multiprocessing
 import pickle
+import weakref
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -564,6 +567,298 @@ def test_a_parameter_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"square_avg of param_groups\[0\]\['params'\]\[0\] has"):
         optimizer.step()
     assert (w == 1).all()
+
+
+def shared(entry):
+    for tensor in entry.values():
+        tensor.share_memory_()
+
+
+def sent_to_another_process(entry):
+    ForkingPickler.dumps(entry)
+
+
+def given_other_data(entry):
+    for tensor in entry.values():
+        tensor.data = tensor.data.clone()
+
+
+def set_to_another(entry):
+    for tensor in entry.values():
+        tensor.set_(tensor.clone())
+
+
+def made_a_part_of_another(entry):
+    for kind, tensor in entry.items():
+        if kind != "step":
+            tensor.data = torch.stack([tensor, tensor])[1]
+
+
+def made_anew(entry):
+    for kind, tensor in entry.items():
+        entry[kind] = tensor.clone()
+
+
+STATE_MOVES = (
+    shared,
+    sent_to_another_process,
+    given_other_data,
+    set_to_another,
+    made_a_part_of_another,
+    made_anew,
+)
+
+
+@pytest.mark.parametrize("move", STATE_MOVES)
+def test_state_that_moves_in_the_middle_of_a_run_is_updated_where_it_is(move):
+    runs = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = kind([p], lr=0.01, momentum=0.9)
+        for step in range(6):
+            if step == 3:
+                move(optimizer.state[p])
+                held = dict(optimizer.state[p])
+            p.grad = 2 * p.detach()
+            optimizer.step()
+        assert all(held[name] is tensor for name, tensor in optimizer.state[p].items())
+        resumed = torch.nn.Parameter(p.detach().clone())
+        other = kind([resumed], lr=0.01, momentum=0.9)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(other, [resumed], range(4))
+        runs.append((optimizer, p, other, resumed))
+    (ours, p, other, resumed), (theirs, expected, their_other, their_resumed) = runs
+    assert ours.state[p]["step"] == 6
+    assert f"{ours.state[p]['square_avg'][0]:.6f}" == "0.108164"
+    assert_same_run(ours, theirs, [p], [expected])
+    assert_same_run(other, their_other, [resumed], [their_resumed])
+
+
+class SharedRMSprop:
+    """The recipe of A3C: state in shared memory, made before the first step."""
+
+    def __init__(self, params, counter, **arguments):
+        super().__init__(params, **arguments)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["step"] = counter.clone().share_memory_()
+                self.state[p]["square_avg"] = torch.zeros_like(p).share_memory_()
+
+
+def work(optimizer, p):
+    p.grad = torch.full_like(p, 2.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("counter", [torch.zeros(1), torch.zeros(()), torch.zeros((), dtype=int)])
+def test_workers_update_the_state_that_they_share(counter):
+    found = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        p = torch.nn.Parameter(torch.zeros(2)).share_memory_()
+        optimizer = type("Shared", (SharedRMSprop, kind), {})([p], counter)
+        entry = dict(optimizer.state[p])
+        for _ in range(3):  # each a process with an optimizer of its own over the same memory
+            worker = multiprocessing.get_context("fork").Process(target=work, args=(optimizer, p))
+            worker.start()
+            worker.join(60)
+            assert worker.exitcode == 0
+        assert all(optimizer.state[p][name] is tensor for name, tensor in entry.items())
+        found.append([p.detach(), entry["square_avg"], entry["step"]])
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs)
+    assert f"{found[0][1][0]:.6f} {found[0][0][0]:.6f}" == "0.118804 -0.228913"
+    assert found[0][2] == 3
+
+
+def test_a_plain_number_as_step_is_counted():
+    """States of old versions of torch have one, and so has the recipe of A3C in many copies."""
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    optimizer.state[p] = {"step": 0, "square_avg": torch.zeros_like(p)}
+    train(optimizer, [p], range(3))
+    assert optimizer.state[p]["step"] == 3
+
+
+UNUSABLE_STATE = {
+    "another shape": (
+        lambda p: torch.zeros(4),
+        ValueError,
+        r"has shape \(4,\), but must have \(2, 3\)",
+    ),
+    "shared memory of another dtype": (
+        lambda p: torch.zeros_like(p).double().share_memory_(),
+        TypeError,
+        "has dtype torch.float64 .* needs torch.float32",
+    ),
+    "shared memory of another order": (
+        lambda p: torch.zeros(3, 2).share_memory_().t(),
+        TypeError,
+        r"strides \(1, 2\), where its parameter needs .* \(3, 1\)",
+    ),
+    "a part of a larger tensor, with gaps": (
+        lambda p: torch.zeros(2, 6)[:, ::2],
+        TypeError,
+        r"strides \(6, 2\), .* other tensors or processes may use its memory",
+    ),
+    "an expanded tensor": (lambda p: torch.zeros(3).expand(2, 3), TypeError, r"strides \(0, 1\)"),
+    "a list": (lambda p: [[0.0] * 3] * 2, TypeError, "is of type list"),
+    "on another device": (lambda p: torch.zeros_like(p).to("meta"), TypeError, "is on meta"),
+    "complex": (lambda p: torch.zeros_like(p).to(torch.complex64), TypeError, "has dtype"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE_STATE)
+def test_state_that_can_not_be_updated_in_place_raises_by_name_and_stays(what):
+    make, error, message = UNUSABLE_STATE[what]
+    first, second = parameters(torch.float32, [(2,), (2, 3)])
+    optimizer = RMSprop([first, second])
+    given = {"step": torch.zeros(()), "square_avg": make(second)}
+    optimizer.state[second] = dict(given)
+    first.grad, second.grad = torch.ones(2), torch.ones(2, 3)
+    before = [x.detach().clone() for x in (first, second)]
+    where = r"^the square_avg of param_groups\[0\]\['params'\]\[1\] "
+    with pytest.raises(error, match=where + ".*" + message):
+        optimizer.step()
+    assert_same_bits([first, second], before)
+    assert given["step"] == 0
+    assert optimizer.state[second].keys() == given.keys()
+    assert all(optimizer.state[second][name] is x for name, x in given.items())
+    assert first not in optimizer.state
+
+
+def test_state_in_shared_memory_may_have_an_order_of_its_own_where_the_parameter_has_gaps():
+    runs = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        p = torch.nn.Parameter(torch.ones(2, 6)[:, ::2])
+        optimizer = kind([p])
+        state = torch.zeros(3, 2).share_memory_().t()
+        optimizer.state[p] = {"step": torch.zeros(()), "square_avg": state}
+        train(optimizer, [p], range(3))
+        assert optimizer.state[p]["square_avg"] is state
+        runs.append((optimizer, p))
+    (ours, p), (theirs, expected) = runs
+    assert_same_run(ours, theirs, [p], [expected])
+
+
+def test_what_shares_memory_with_the_state_raises():
+    p = torch.nn.Parameter(torch.ones(3))
+    both = torch.zeros(3)
+    optimizer = RMSprop([p])
+    optimizer.state[p] = {"step": torch.zeros(()), "square_avg": both}
+    p.grad = both
+    with pytest.raises(ValueError, match=r"grads\[0\] shares memory with the accumulator of par"):
+        optimizer.step()
+    p.grad = torch.ones(3)
+    optimizer.state[p]["square_avg"] = p.detach()
+    with pytest.raises(ValueError, match="shares memory"):
+        optimizer.step()
+    assert (p == 1).all()
+
+
+FROZEN = {
+    "bfloat16": lambda: torch.ones(3).bfloat16(),
+    "int32": lambda: torch.ones(3, dtype=torch.int32),
+    "expanded": lambda: torch.ones(1).expand(3),
+    "negated": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+}
+
+
+@pytest.mark.parametrize("what", FROZEN)
+def test_a_frozen_parameter_may_be_anything_until_it_has_a_gradient(what):
+    w = torch.nn.Parameter(torch.ones(3))
+    frozen = torch.nn.Parameter(FROZEN[what](), requires_grad=False)
+    before = frozen.detach().clone()
+    optimizer, expected = RMSprop([frozen, w]), torch.nn.Parameter(torch.ones(3))
+    train(optimizer, [w], range(2))
+    train(RMSprop([expected]), [expected], range(2))
+    assert_same_bits([w], [expected])
+    assert (frozen == before).all()
+    assert frozen not in optimizer.state
+
+
+def test_a_frozen_parameter_that_gets_a_gradient_raises_by_name():
+    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3).half(), False)
+    optimizer = RMSprop([("w", w), ("half", half)])
+    w.grad, half.grad = torch.ones(3), torch.ones(3).half()
+    with pytest.raises(TypeError, match=r"^param_groups\[0\]\['params'\]\[1\] \('half'\) has dty"):
+        optimizer.step()
+    assert (w == 1).all()
+
+
+def test_errors_of_a_step_name_the_position_in_the_group():
+    params = parameters(shapes=[(3,), (3,), (3,)])
+    optimizer = RMSprop(params)
+    params[2].grad = torch.ones(3, dtype=torch.float64)
+    params[2].data = params[2].data[:2]  # of another shape at the same place
+    with pytest.raises(ValueError, match=r"grads\[2\] has shape \(3,\), but params\[2\] has shap"):
+        optimizer.step()
+
+
+def test_a_parameter_that_becomes_shorter_in_place_is_not_written_outside():
+    base = torch.arange(6.0)
+    p = torch.nn.Parameter(base)
+    optimizer = RMSprop([p], lr=0.5)
+    p.grad = torch.ones(6)
+    optimizer.step()
+    before = base.clone()
+    p.data = p.data[:4]
+    with pytest.raises(ValueError, match="has shape"):
+        optimizer.step()
+    assert_same_bits([base], [before])
+    p.grad = torch.ones(4)
+    optimizer.state[p]["square_avg"] = optimizer.state[p]["square_avg"][:4]
+    optimizer.step()
+    assert (base[:4] < before[:4]).all()
+    assert_same_bits([base[4:]], [before[4:]])
+
+
+def test_a_gradient_with_torchs_negative_bit_is_used():
+    (p,), (expected,) = parameters(shapes=[(3,)]), parameters(shapes=[(3,)])
+    g = torch.tensor([1 + 2j, 3 - 4j, 5j], dtype=torch.complex128).conj().imag
+    assert g.is_neg()
+    p.grad, expected.grad = g, g.resolve_neg()
+    for parameter in (p, expected):
+        RMSprop([parameter]).step()
+    assert_same_bits([p], [expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_gradient_of_another_dtype_steps_as_in_torch(dtype):
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        pytest.skip("this torch wants gradients of the parameter's dtype")
+    runs = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        (p,) = parameters(torch.float32, shapes=[(3,)])
+        p.grad_dtype = None
+        p.grad = torch.tensor([0.5, -2.0, 1.5], dtype=dtype)
+        optimizer = kind([p])
+        optimizer.step()
+        runs.append((optimizer, p))
+    (ours, p), (theirs, expected) = runs
+    assert_same_run(ours, theirs, [p], [expected])
+
+
+def test_storages_can_be_resized_after_a_step():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = RMSprop([p])
+    train(optimizer, [p], range(1))
+    for tensor in (p.data, p.grad, optimizer.state[p]["square_avg"]):
+        tensor.untyped_storage().resize_(0)
+
+
+def test_memory_that_was_let_go_of_is_free_at_once():
+    arrays = [np.ones(3, np.float32) for _ in range(3)]
+    alive = [weakref.ref(x) for x in arrays]
+    p = torch.nn.Parameter(torch.from_numpy(arrays[0]))
+    optimizer = RMSprop([p])
+    optimizer.state[p] = {"step": torch.zeros(()), "square_avg": torch.from_numpy(arrays[1])}
+    p.grad = torch.from_numpy(arrays[2])
+    arrays.clear()
+    optimizer.step()
+    p.data, p.grad = torch.ones(3), None
+    optimizer.state.clear()
+    gc.collect()
+    assert [x() for x in alive] == [None] * 3
 
 
 REFUSED = {

@@ -1,10 +1,9 @@
 """A user's program, for type checkers alone: `make lint` runs mypy --strict and pyright on it."""
 
-from typing import Any
+from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import assert_type
 
 from rmsprop_c import (
     Optimizer,

@@ -1,0 +1,284 @@
+"""What arrays and models of arrays a step takes, and the errors for those that it does not.
+
+The binding calls these where an array is not one that a kernel reads as it lies. No state, no
+import of the package: `_core` imports this.
+"""
+
+from __future__ import annotations  # NDArray's module takes a millisecond of the import
+
+import numbers
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# How arrays of other libraries say that NumPy can read them.
+_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__", "__dlpack__")
+
+
+def label(name: str, keys: tuple[Any, ...] | None, position: int, bare: bool) -> str:
+    """How errors call an array: params[2], params['W1'] or params."""
+    if bare:
+        return name
+    return f"{name}[{position if keys is None else keys[position]!r}]"
+
+
+def is_masked(x: Any) -> bool:
+    """Is it a masked array?
+
+    NumPy loads numpy.ma when it is first needed. Where it is not loaded there are none, and an
+    import in a step could wait for the import lock of a thread that a fork has left behind.
+    """
+    if type(x) is np.ndarray:
+        return False
+    return isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
+
+
+def _advice(dtype: Any, text: str) -> str:
+    """What to do about a dtype; nothing helps where there are no numbers."""
+    return text if dtype.kind in "biufc" else ""
+
+
+def parameter(x: Any, name: str) -> NDArray[Any]:
+    """A parameter as a plain ndarray; raises for what has no real float32 or float64 elements."""
+    if isinstance(x, (numbers.Number, np.generic)):
+        raise TypeError(
+            f"{name} is of type {type(x).__name__}, a number that can't be updated in place; use a "
+            "0-d array, such as np.zeros(())"
+        )
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} is of type {type(x).__name__}, not a NumPy array")
+    if is_masked(x):
+        raise TypeError(
+            f"{name} is a masked array, and a step would update masked elements too; pass its .data"
+        )
+    x = np.asarray(x)
+    if x.dtype.char not in "fd":
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, but only float32 and float64 arrays can be updated in "
+            "place" + _advice(x.dtype, "; convert the model with astype(np.float32)")
+        )
+    return x
+
+
+def readable(x: Any, name: str) -> NDArray[Any]:
+    """A gradient as an ndarray: NumPy's own, or one of a library whose arrays NumPy can read."""
+    if isinstance(x, np.ndarray):
+        if is_masked(x):
+            raise TypeError(f"{name} is a masked array; pass its .filled(0)")
+        return x
+    if isinstance(x, np.generic):
+        return np.asarray(x)
+    ways = [way for way in _PROTOCOLS if hasattr(type(x), way)]
+    if not ways:
+        raise TypeError(
+            f"{name} is of type {type(x).__name__}, not a NumPy array, nor anything that NumPy "
+            "reads as one"
+        )
+    try:
+        return np.from_dlpack(x) if ways == ["__dlpack__"] else np.asarray(x)
+    except Exception as error:
+        raise TypeError(
+            f"{name}, of type {type(x).__name__}, can't be read by NumPy: {error}"
+        ) from error
+
+
+def all_readable(
+    grads: Any, keys: tuple[Any, ...] | None, bare: bool, zero_grad: bool
+) -> tuple[Any, ...]:
+    """The gradients of a step as ndarrays or None; with `zero_grad` those that it can clear."""
+    found = list(grads)
+    for i, g in enumerate(found):
+        if g is None or isinstance(g, np.ndarray):
+            continue
+        name = label("grads", keys, i, bare)
+        if zero_grad and isinstance(g, np.generic):
+            raise TypeError(
+                f"{name} is a NumPy scalar, which zero_grad can't clear; pass a 0-d array"
+            )
+        if zero_grad:
+            raise TypeError(
+                f"{name} is of type {type(g).__name__}, which zero_grad can't clear; pass a NumPy "
+                "array"
+            )
+        found[i] = readable(g, name)
+    return tuple(found)
+
+
+def gradient(g: Any, name: str, p: NDArray[Any], param_name: str) -> NDArray[Any]:
+    """A gradient as a plain ndarray of its parameter's dtype and shape, or an error."""
+    g = np.asarray(readable(g, name))
+    if g.dtype.char != p.dtype.char:
+        raise TypeError(
+            f"{name} has dtype {g.dtype}, but {param_name} has dtype {p.dtype}"
+            + _advice(g.dtype, f"; convert it with astype(np.{p.dtype.newbyteorder('=')})")
+        )
+    if g.shape != p.shape:
+        raise ValueError(f"{name} has shape {g.shape}, but {param_name} has shape {p.shape}")
+    return g
+
+
+def gradients(params: Any, grads: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None]]:
+    """Parameters and gradients as lists of ndarrays by position, checked as a step checks them."""
+    bare = isinstance(params, np.ndarray)
+    keys = tuple(params) if isinstance(params, dict) else None
+    forms: tuple[type, ...] = (dict,) if keys is not None else (list, tuple)
+    if not bare and not isinstance(grads, forms):
+        raise other_form(params, grads)
+    if bare:
+        param_list, grad_list = [params], [grads]
+    elif keys is not None:
+        param_list, grad_list = list(params.values()), list(by_key(grads, keys, "grads"))
+    else:
+        param_list, grad_list = list(params), list(grads)
+        if len(grad_list) != len(param_list):
+            raise other_count("grads", len(grad_list), len(param_list))
+    names = [
+        (label("params", keys, i, bare), label("grads", keys, i, bare))
+        for i in range(len(param_list))
+    ]
+    arrays = [parameter(p, name) for p, (name, _) in zip(param_list, names, strict=True)]
+    return arrays, [
+        None if g is None else gradient(g, grad_name, p, name)
+        for g, p, (name, grad_name) in zip(grad_list, arrays, names, strict=True)
+    ]
+
+
+def by_key(container: dict[Any, Any], keys: tuple[Any, ...], which: str) -> tuple[Any, ...]:
+    """The values of a dict by position, or an error that names a key."""
+    for key in keys:
+        if key not in container:
+            what_to_do = (
+                "pass None for a parameter without a gradient"
+                if which == "grads"
+                else "the optimizer was built for it"
+            )
+            raise ValueError(f"{which} has no key {key!r}, only {list(container)}; {what_to_do}")
+    for key in container:
+        if key not in keys:
+            raise ValueError(
+                f"{which} has the key {key!r}, but the optimizer was built for the keys "
+                f"{list(keys)}"
+            )
+    return tuple([container[key] for key in keys])
+
+
+def positions(
+    container: Any, which: str, keys: tuple[Any, ...] | None, count: int
+) -> tuple[Any, ...]:
+    """The arrays of a list, tuple, dict or bare array, by position, for a model of so many."""
+    if isinstance(container, dict):
+        if keys is None:
+            raise TypeError(f"{which} is a dict, but the optimizer was built for a list")
+        return by_key(container, keys, which)
+    if isinstance(container, np.ndarray):
+        container = (container,)
+    elif not isinstance(container, (list, tuple)):
+        raise no_model(container, which)
+    if keys is not None:
+        raise TypeError(
+            f"{which} is a {type(container).__name__}, but the optimizer was built for a dict"
+        )
+    found = tuple(container)  # a subclass may say another length than it has
+    if len(found) != count:
+        raise other_count(which, len(found), count)
+    return found
+
+
+def other_form(params: Any, grads: Any) -> TypeError:
+    """The error for gradients that are not in the parameters' form."""
+    return TypeError(
+        f"params is of type {type(params).__name__}, but grads is of type {type(grads).__name__}"
+    )
+
+
+def other_count(which: str, found: int, count: int) -> ValueError:
+    """The error for another number of arrays."""
+    if which == "grads":
+        return ValueError(
+            f"grads has {found} entries, but params has {count}; pass None for a parameter without "
+            "a gradient"
+        )
+    return ValueError(
+        f"params has {found} entries, but the optimizer was built for {count}; use another "
+        "optimizer, or reset() this one"
+    )
+
+
+def no_model(params: Any, which: str = "params") -> TypeError:
+    """The error for what is neither a list, a tuple, a dict nor an array."""
+    if isinstance(params, (numbers.Number, np.generic)) and which == "params":
+        try:
+            parameter(params, "params")
+        except TypeError as error:
+            return error
+    return TypeError(
+        f"{which} is of type {type(params).__name__}; pass a list or tuple of arrays, a dict of "
+        "arrays, or one array"
+    )
+
+
+def like_position(p: NDArray[Any], name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Raise if a parameter is not like the accumulator of its position."""
+    if p.dtype.char != dtype.char:
+        raise TypeError(
+            f"{name} has dtype {p.dtype}, but the optimizer was built for {dtype}; use another "
+            "optimizer, or reset() this one"
+        )
+    if p.shape != shape:
+        raise ValueError(
+            f"{name} has shape {p.shape}, but the optimizer was built for {shape}; pass all "
+            "parameters of a model in one call, use another optimizer for another model, or "
+            "reset() this one"
+        )
+
+
+def _address(x: NDArray[Any]) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def slab(like: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[NDArray[Any]]]:
+    """One buffer of zeros, and arrays in it that are like others.
+
+    Each lies at the same place in its cache line as the one that it is like, a large one in its
+    page: where a load meets the address of an earlier store modulo 4096, the processor waits for
+    that store.
+    """
+    position, offsets = 0, []
+    for x in like:
+        position += -position & (x.itemsize - 1)
+        within = 63 if x.nbytes < 65536 else 4095
+        position += (_address(x) - position) & -x.itemsize & within
+        offsets.append(position)
+        position += x.nbytes
+    buffer = np.zeros(position + 4095, np.uint8)
+    start = -_address(buffer) & 4095
+    made = []
+    for x, offset in zip(like, offsets, strict=True):
+        fortran = x.flags.f_contiguous and not x.flags.c_contiguous
+        part = buffer[start + offset : start + offset + x.nbytes]
+        part = part.view(x.dtype.newbyteorder("="))
+        made.append(part.reshape(x.shape, order="F" if fortran else "C"))
+    return buffer, made
+
+
+def overlaps_itself(x: NDArray[Any]) -> bool:
+    """Do two of its elements share bytes, as broadcasting and sliding windows make them?"""
+    if x.size == 0:
+        return False
+    places = np.zeros(1, np.int64)
+    for stride, length in zip(x.strides, x.shape, strict=True):
+        places = np.add.outer(places, np.arange(length) * stride).ravel()
+    places.sort()
+    return bool((np.diff(places) < x.itemsize).any())
+
+
+def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
+    """Do two arrays whose byte ranges meet share an element? Yes where that is too hard to tell."""
+    try:
+        return np.shares_memory(np.asarray(x), np.asarray(y), max_work=1_000_000)
+    except np.exceptions.TooHardError:
+        return True
