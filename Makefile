@@ -14,7 +14,8 @@ PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels oldest clean
+.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels oldest \
+	newest readers clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -65,9 +66,18 @@ wheels: $(VENV)/wheels
 oldest: $(VENV)/oldest/installed
 	$(VENV)/oldest/bin/pytest -q tests/test_sklearn.py tests/test_scipy.py tests/test_golden.py
 
-# The comparison with the peers that are installed: make bench PEERS=numpy,torch MODELS=MLP
-bench: bench/.venv/installed
+# What a reader of the README and the pages types, in a clone of what is committed: some minutes.
+readers: $(VENV)/installed
+	$(BIN)/python check/readers.py
+
+# The suite with the newest Pythons and gcc, in a chroot of Debian's sid: as root, half an hour.
+newest: $(VENV)/installed
+	$(BIN)/python check/newest.py
+
+# The comparison with peers, of which the named ones are installed: make bench PEERS=numpy,torch MODELS=MLP
+bench: bench/.venv/package
 	mkdir -p out
+	bench/.venv/bin/python bench/install.py "$(PEERS)"
 	bench/.venv/bin/python bench/compare.py --peers "$(PEERS)" --models "$(MODELS)" --out out/bench.json
 
 # All recorded figures anew, in about 40 minutes on an idle machine, and their pictures.
@@ -112,15 +122,19 @@ $(VENV)/oldest/installed: $(VENV)/installed $(wildcard rmsprop_c/*.py)
 	touch $@
 
 # The peers have an environment of their own, with the package as its users install it.
-bench/.venv/peers: bench/requirements.txt
+bench/.venv/base: bench/requirements.txt
 	$(PYTHON) -m venv bench/.venv
 	bench/.venv/bin/python -m pip install -q --upgrade pip
-	bench/.venv/bin/python -m pip install -q -r bench/requirements.txt
-	bench/.venv/bin/python -m pip install -q --no-deps $(ALONE)
+	bench/.venv/bin/python -m pip install -q $$(grep -E "^(numpy|tqdm)==" bench/requirements.txt)
 	touch $@
 
-bench/.venv/installed: bench/.venv/peers $(SOURCES) $(wildcard rmsprop_c/*.py)
+bench/.venv/package: bench/.venv/base $(SOURCES) $(wildcard rmsprop_c/*.py)
 	bench/.venv/bin/python -m pip install -q --force-reinstall --no-deps .
+	touch $@
+
+bench/.venv/installed: bench/.venv/package bench/requirements.txt
+	bench/.venv/bin/python -m pip install -q -r bench/requirements.txt
+	bench/.venv/bin/python -m pip install -q --no-deps $(ALONE)
 	touch $@
 
 clean:

@@ -1628,9 +1628,12 @@ cdef class Core:
             Arrays of float32 or float64 (they may be mixed), of any shape, strides, alignment and
             byte order, writeable and without a common element. Changed in place. The first step (or
             `build`) fixes number, shapes and dtypes; the arrays may be other ones at every step.
+            State belongs to positions (keys of a dict), not to arrays: pass all parameters of a
+            model in one call, and use one optimizer for a model.
         grads : of the same form as `params`
             The gradients, each of its parameter's shape and dtype; only read. None leaves that
-            parameter and its accumulator as they are. A NumPy scalar does for a 0-d parameter.
+            parameter and its accumulator as they are. Arrays of other libraries do where NumPy
+            reads them (`numpy.asarray`, DLPack), and a NumPy scalar for a 0-d parameter.
 
         Raises
         ------

@@ -27,7 +27,7 @@ def label(name: str, keys: tuple[Any, ...] | None, position: int, bare: bool) ->
 
 
 def is_masked(x: Any) -> bool:
-    """Is it a masked array?
+    """Whether it is a masked array.
 
     NumPy loads numpy.ma when it is first needed. Where it is not loaded there are none, and an
     import in a step could wait for the import lock of a thread that a fork has left behind.
@@ -266,7 +266,7 @@ def slab(like: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[NDArray[Any]
 
 
 def overlaps_itself(x: NDArray[Any]) -> bool:
-    """Do two of its elements share bytes, as broadcasting and sliding windows make them?"""
+    """Whether two of its elements share bytes, as in broadcast arrays and sliding windows."""
     if x.size == 0:
         return False
     places = np.zeros(1, np.int64)
@@ -277,7 +277,7 @@ def overlaps_itself(x: NDArray[Any]) -> bool:
 
 
 def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
-    """Do two arrays whose byte ranges meet share an element? Yes where that is too hard to tell."""
+    """Whether two arrays whose byte ranges meet share an element; True where that is too hard."""
     try:
         return np.shares_memory(np.asarray(x), np.asarray(y), max_work=1_000_000)
     except np.exceptions.TooHardError:

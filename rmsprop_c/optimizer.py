@@ -846,9 +846,9 @@ class Optimizer(_core.Core):
             self._keys(),
         )
         cast: dict[str, list[NDArray[Any]]] = {}
-        for name, arrays in values.items():
+        for name, found in values.items():
             cast[name] = []
-            for i, (mine, given) in enumerate(zip(slots[name], arrays, strict=True)):
+            for i, (mine, given) in enumerate(zip(slots[name], found, strict=True)):
                 if given is not None and given.shape != mine.shape:
                     raise ValueError(
                         f"{name}[{i}] of the state has shape {given.shape}, but the optimizer was "

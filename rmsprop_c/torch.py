@@ -253,7 +253,7 @@ class Step:
             return
         try:
             counters: list[Any] = list(map(to_dlpack, self.counters))
-        except TypeError:  # old states have plain numbers
+        except (RuntimeError, TypeError):  # old states have plain numbers
             counters = [to_dlpack(x) if torch.is_tensor(x) else None for x in self.counters]
         try:
             others = self.optimizer._step_on(

@@ -85,3 +85,18 @@ def test_the_guard_has_a_committed_ratio_for_each_cell():
     assert by_processor
     for ratios in by_processor.values():
         assert set(ratios) == set(CELLS)
+
+
+def test_the_comparison_installs_what_was_named():
+    from install import PINS, needed
+
+    pins = [line for line in PINS.read_text().split() if "==" in line]
+    names = {name: {pin.split("==")[0] for pin in needed(name, pins)} for name in ("numpy", "nu")}
+    assert names["numpy"] == {"numpy"}
+    assert names["nu"] == {"numpy", "numexpr", "numba"}
+    assert {pin.split("==")[0] for pin in needed("torch for,optax", pins)} == {
+        "torch",
+        "optax",
+        "jax",
+    }
+    assert needed("", pins) == pins
