@@ -25,9 +25,8 @@ APT = ("apt-get", "-q", "-o", "Acquire::Check-Valid-Until=false")
 
 def archive():
     """The address of Debian's archive that apt uses here."""
-    for path in sorted(Path("/etc/apt").glob("sources.list*/**/*")) + [
-        Path("/etc/apt/sources.list")
-    ]:
+    listed = sorted(Path("/etc/apt").glob("sources.list.d/*"))
+    for path in [Path("/etc/apt/sources.list"), *listed]:
         if path.is_file():
             for found in re.findall(r"https?://\S+", re.sub("(?m)^#.*$", "", path.read_text())):
                 if "security" not in found:

@@ -25,8 +25,9 @@ ELSEWHERE = {
     r"make results\b": "40 minutes",
     r"bench/\.venv/bin/python bench/torch_door\.py": "6 minutes, in an environment of its own",
 }
-# A reader of this page has PyTorch already, without CUDA's libraries.
-BEFORE = {"docs/torch.md": ("pip", "install", "-q", "torch==2.13.0")}
+# Readers of these have PyTorch already, without CUDA's libraries.
+TORCH = ("pip", "install", "-q", "torch==2.13.0")
+BEFORE = {"README.md": TORCH, "docs/torch.md": TORCH}
 
 
 def commands(block):

@@ -1,6 +1,6 @@
 """Everything that is too slow for `make test`, one after the other; figures go into the report.
 
-python check/run.py [names]       # asan aarch64 driver gcov mutate_c mutate_py fuzz
+python check/run.py [names]       # asan aarch64 driver gcov mutate_c mutate_py fuzz newest
 """
 
 import re
@@ -11,7 +11,7 @@ from shared import ROOT, record
 from tqdm import tqdm
 
 FUZZING = 600  # seconds
-CHECKS = ("driver", "asan", "aarch64", "gcov", "mutate_c", "fuzz", "mutate_py")
+CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "fuzz", "mutate_py")
 
 
 def fuzz():

@@ -55,13 +55,13 @@ def parameter(x: Any, name: str) -> NDArray[Any]:
         raise TypeError(
             f"{name} is a masked array, and a step would update masked elements too; pass its .data"
         )
-    x = np.asarray(x)
-    if x.dtype.char not in "fd":
+    array: NDArray[Any] = np.asarray(x)
+    if array.dtype.char not in "fd":
         raise TypeError(
-            f"{name} has dtype {x.dtype}, but only float32 and float64 arrays can be updated in "
-            "place" + _advice(x.dtype, "; convert the model with astype(np.float32)")
+            f"{name} has dtype {array.dtype}, but only float32 and float64 arrays can be updated "
+            "in place" + _advice(array.dtype, "; convert the model with astype(np.float32)")
         )
-    return x
+    return array
 
 
 def readable(x: Any, name: str) -> NDArray[Any]:
@@ -110,15 +110,15 @@ def all_readable(
 
 def gradient(g: Any, name: str, p: NDArray[Any], param_name: str) -> NDArray[Any]:
     """A gradient as a plain ndarray of its parameter's dtype and shape, or an error."""
-    g = np.asarray(readable(g, name))
-    if g.dtype.char != p.dtype.char:
+    array: NDArray[Any] = np.asarray(readable(g, name))
+    if array.dtype.char != p.dtype.char:
         raise TypeError(
-            f"{name} has dtype {g.dtype}, but {param_name} has dtype {p.dtype}"
-            + _advice(g.dtype, f"; convert it with astype(np.{p.dtype.newbyteorder('=')})")
+            f"{name} has dtype {array.dtype}, but {param_name} has dtype {p.dtype}"
+            + _advice(array.dtype, f"; convert it with astype(np.{p.dtype.newbyteorder('=')})")
         )
-    if g.shape != p.shape:
-        raise ValueError(f"{name} has shape {g.shape}, but {param_name} has shape {p.shape}")
-    return g
+    if array.shape != p.shape:
+        raise ValueError(f"{name} has shape {array.shape}, but {param_name} has shape {p.shape}")
+    return array
 
 
 def gradients(params: Any, grads: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None]]:
@@ -279,6 +279,7 @@ def overlaps_itself(x: NDArray[Any]) -> bool:
 def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
     """Whether two arrays whose byte ranges meet share an element; True where that is too hard."""
     try:
-        return np.shares_memory(np.asarray(x), np.asarray(y), max_work=1_000_000)
+        most: Any = 1_000_000  # NumPy's stubs know 0 and -1 only
+        return np.shares_memory(np.asarray(x), np.asarray(y), max_work=most)
     except np.exceptions.TooHardError:
         return True

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import integration_lines, run_integration
+from scipy.optimize import minimize
 
 import rmsprop_c
 from rmsprop_c import RMSprop, _core, presets
@@ -86,3 +88,18 @@ def test_the_examples_of_compiled_docstrings_print_what_they_say():
 def test_the_names_in_the_readme_exist():
     for name in rmsprop_c.__all__:
         assert getattr(rmsprop_c, name) is not None
+
+
+@pytest.mark.parametrize(
+    "library", ["scikit-learn", "SciPy", "autograd, gradients by hand", "PyTorch", "JAX"]
+)
+def test_each_line_of_the_integrations_runs(library):
+    assert set(integration_lines()) == {
+        "scikit-learn",
+        "SciPy",
+        "autograd, gradients by hand",
+        "PyTorch",
+        "JAX",
+    }
+    if library not in ("PyTorch", "JAX"):  # which tests/peers/test_pages.py has
+        assert run_integration(library, minimize=minimize)["params"][0].shape == (3,)
