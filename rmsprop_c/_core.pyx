@@ -1137,8 +1137,9 @@ cdef object dlpack_array(capsule, const int* axes, const rmsprop_dltensor* like)
         axis = axes[d] if t.ndim == like.ndim else d
         shape[d] = t.shape[axis]
         strides[d] = stride_of(t, axis) * itemsize
-    if t.data == NULL:   # of no elements
-        return np.zeros([shape[d] for d in range(t.ndim)], f"f{itemsize}")
+    if t.data == NULL:
+        array = np.zeros([shape[d] for d in range(t.ndim)], f"f{itemsize}")
+        return None if array.size > 0 else array   # memory that was taken away, or none of its own
     array = cnp.PyArray_New(
         np.ndarray, t.ndim, shape, cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64,
         strides, <char*>t.data + t.byte_offset, 0, cnp.NPY_ARRAY_WRITEABLE, None)
@@ -1471,9 +1472,9 @@ cdef class Core:
                 rmsprop_size(params) == plan.count and rmsprop_size(grads) == plan.count):
             param_list, grad_list = params, grads
         else:
-            if isinstance(params, np.ndarray) and settings.zero_grad == 0 and not isinstance(
+            if isinstance(params, np.ndarray) and not isinstance(
                     grads, (list, tuple, dict, np.ndarray)) and grads is not None:
-                grads = arrays.readable(grads, "grads")
+                grads, = arrays.all_readable((grads,), None, True, settings.zero_grad != 0)
             if isinstance(params, np.ndarray) != isinstance(grads, np.ndarray):
                 raise arrays.other_form(params, grads)
             param_list = plan.positions(params, "params")

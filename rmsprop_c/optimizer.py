@@ -5,11 +5,11 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 import contextlib
 import copyreg
 import functools
+import itertools
 import numbers
 import os
 import sys
 import types
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
@@ -121,7 +121,7 @@ def checked(row: Hyperparameter, value: Any) -> float:
             raise ValueError(f"{row.name} is {value!r}; it must be one of {', '.join(NONFINITE)}")
         return NONFINITE.index(value)
     if row.kind == "flag":
-        if not isinstance(value, (bool, np.bool_)):
+        if not isinstance(value, (bool, np.bool_, _ZeroGrad)):
             raise TypeError(f"{row.name} is {value!r}; it must be True or False")
         return float(value)
     if row.name == "epsilon" and value is None:
@@ -225,12 +225,12 @@ def _property(index: int, row: Hyperparameter) -> property:
         return _ZeroGrad(value) if row.name == "zero_grad" else value
 
     def set_value(self: Optimizer, value: Any, called: str = row.name) -> None:
+        number = checked(row, value)
         if self._framework is not None and called == row.name:
             from . import presets
 
-            if presets.taken(self._framework, called):
+            if presets.taken(self._framework, called) and shown(row, number) != get_value(self):
                 raise AttributeError(self._why_not(called))
-        number = checked(row, value)
         self._refuse_conflict(row.name, number)
         self._set_setting(index, number)
 
@@ -253,7 +253,7 @@ else:
             def in_place(*args, **kwargs):
                 made = make(*args, **kwargs)
                 instance._take(made)
-                vars(instance).update(vars(made))
+                vars(instance).update({"_framework": None, **vars(made)})
                 return instance
 
             return in_place
@@ -270,8 +270,10 @@ class Optimizer(_core.Core):
         For any other keyword.
     """
 
+    last_loss: Any = None
+    """The value of the loss at the latest `get_gradients` or `get_updates`."""
+
     _framework: str | None = None  # whose preset `RMSprop.like` took
-    _last_loss: Any = None
 
     rho: float
     epsilon: float
@@ -303,6 +305,12 @@ class Optimizer(_core.Core):
             self._set_setting(index, checked(ROWS[name], DEFAULT[name]))
         return self
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        load = vars(cls).get("load")
+        if type(load) is classmethod:  # it loads in place, too
+            cls.load = _or_in_place(load.__func__)  # type: ignore[method-assign, assignment]
+
     def __init__(self, **kwargs: Any) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is the base class; use RMSprop")
@@ -332,11 +340,6 @@ class Optimizer(_core.Core):
 
         known = (*DEFAULT, "learning_rate")
         return presets.explain(type(self).__name__, self._framework, name, known)
-
-    @property
-    def last_loss(self) -> Any:
-        """The value of the loss at the latest `get_gradients` or `get_updates`."""
-        return self._last_loss
 
     def _refuse_conflict(self, name: str, number: float) -> None:
         """Refuse a value that can't go together with what is set."""
@@ -631,7 +634,7 @@ class Optimizer(_core.Core):
         `step` and `get_updates` clip by themselves; these gradients are for other code.
         """
         value, grads = self._evaluate(loss, params)
-        self._last_loss = value
+        self.last_loss = value
         return self._clipped(grads, params)
 
     @overload
@@ -672,10 +675,10 @@ class Optimizer(_core.Core):
         """
         params, constraints, loss = _update_arguments(args, kwargs)
         chosen = _chosen_constraints(constraints, params)
-        if type(self).get_gradients is Optimizer.get_gradients:
+        if getattr(self.get_gradients, "__func__", None) is Optimizer.get_gradients:
             value, grads = self._evaluate(loss, params)  # step clips them
             self.step(params, grads)
-            self._last_loss = value
+            self.last_loss = value
         else:
             self.step(params, self.get_gradients(loss, params))
         updates: list[NDArray[Any]] = []
@@ -933,16 +936,17 @@ class Optimizer(_core.Core):
                 "returns (value, grads), or a scalar computed with autograd.numpy"
             )
         _check_model(params)
-        if not _seems_scalar(loss):
+        known = _known_kind(loss)
+        if not (_seems_scalar(loss) if known is None else known):
             result = loss(params)
             if _is_pair(result):
+                _remember(loss, False)
                 return result[0], result[1]
             if not (isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()):
                 raise TypeError(
                     f"loss returned {type(result).__name__}; it must return (value, grads) or a "
                     "scalar"
                 )
-            _remember(loss, True)
         try:
             from autograd import value_and_grad
         except ImportError:
@@ -959,9 +963,15 @@ class Optimizer(_core.Core):
 
         try:
             value, grads = value_and_grad(scalar)(params)
-        except _PairError:
+        except Exception as error:
+            if known and not isinstance(error, _PairError):
+                raise
+            result = loss(params)  # it was taken for one of autograd's and may be none
+            if not _is_pair(result):
+                raise error from None
             _remember(loss, False)
-            return self._evaluate(loss, params)
+            return result[0], result[1]
+        _remember(loss, True)
         # A float64 scalar in the loss promotes gradients of float32 parameters.
         pairs = zip(_arrays(params), _arrays(grads), strict=True)
         return value, _like(params, [np.asarray(g).astype(p.dtype, copy=False) for p, g in pairs])
@@ -1045,8 +1055,8 @@ class _PairError(Exception):
     """A loss that was thought to return a scalar returns (value, grads)."""
 
 
-# Which losses return a scalar, by their code: a lambda or a partial is another object at each step.
-_scalar_losses: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+# Which losses return a scalar, by their code: a lambda or a partial is a new object at each step.
+_scalar_losses: dict[tuple[Any, ...], bool] = {}
 
 
 def _is_pair(result: Any) -> bool:
@@ -1063,52 +1073,93 @@ def _function(loss: Any) -> Any:
     return loss if isinstance(loss, types.FunctionType) else None
 
 
-def _remember(loss: Any, scalar: bool) -> None:
+def _held(loss: Any, function: types.FunctionType) -> list[Any]:
+    """What a callable's closure, its object and its partial arguments hold."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            found.append(cell.cell_contents)
+    found += getattr(getattr(loss, "__self__", loss), "__dict__", {}).values()
+    while isinstance(loss, functools.partial):
+        found += [*loss.args, *loss.keywords.values()]
+        loss = loss.func
+    return found
+
+
+def _codes(loss: Any) -> tuple[Any, ...]:
+    """The code that a callable runs, and that of the functions it holds, as wrappers do."""
     function = _function(loss)
-    if function is not None:
-        _scalar_losses[function.__code__] = scalar
+    if function is None:
+        return ()
+    inner = [_function(x) for x in _held(loss, function) if callable(x)]
+    return (function.__code__, *(x.__code__ for x in inner if x is not None))
+
+
+def _remember(loss: Any, scalar: bool) -> None:
+    if len(_scalar_losses) > 1000:  # a program that makes code all the time
+        _scalar_losses.clear()
+    if codes := _codes(loss):
+        _scalar_losses[codes] = scalar
+
+
+def _known_kind(loss: Any) -> bool | None:
+    """Whether this code returned a scalar before; None if it has not been seen."""
+    return _scalar_losses.get(_codes(loss))
 
 
 def _seems_scalar(loss: Any) -> bool:
-    """Whether a loss is one for autograd, as far as can be told without a call.
+    """Whether a loss that has not been seen is one for autograd, as far as its code tells.
 
-    A loss may draw random numbers, so it should be called once, and only under autograd if autograd
+    A loss may draw random numbers, so it should be called once, and under autograd only if autograd
     is to differentiate it. Where this is wrong it is called twice, the first time.
     """
     function = _function(loss)
-    if function is None:
+    if function is None or "autograd.numpy" not in sys.modules:  # then none is written with it
         return False
-    if function.__code__ not in _scalar_losses:
-        # Unless somebody has imported autograd there is no loss written with it.
-        return "autograd.numpy" in sys.modules and _names_autograd(loss, set())
-    return _scalar_losses[function.__code__]
+    import dis
+
+    codes = list(dis.get_instructions(function.__code__))
+    for made, returned in itertools.pairwise(codes):
+        if (made.opname, made.arg) == ("BUILD_TUPLE", 2) and returned.opname == "RETURN_VALUE":
+            return False
+    return _names_autograd(loss)
 
 
-def _names_autograd(loss: Any, seen: set[int]) -> bool:
-    """Whether a callable, or one that it names or holds, uses autograd.numpy."""
-    function = _function(loss)
-    if function is None or id(function) in seen:
-        return False
-    seen.add(id(function))
+def _names_autograd(loss: Any) -> bool:
+    """Whether a callable, or one that it names or holds, uses autograd.numpy; none differentiates.
+
+    Some hundred functions are looked at, no more.
+    """
+    waiting, seen, found = [loss], set[int](), False
+    while waiting and len(seen) < 200:
+        loss = waiting.pop(0)
+        function = _function(loss)
+        if function is None or id(function) in seen:
+            continue
+        seen.add(id(function))
+        for value in _named(loss, function):
+            where = getattr(value, "__module__", None)
+            if isinstance(value, types.ModuleType):
+                where = value.__name__
+            if isinstance(where, str) and where.split(".")[0] == "autograd":
+                if not where.startswith("autograd.numpy"):  # value_and_grad, grad
+                    return False
+                found = True
+            elif callable(value):
+                waiting.append(value)
+    return found
+
+
+def _named(loss: Any, function: types.FunctionType) -> list[Any]:
+    """What the code of a callable names, and what the callable holds."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         names |= set(code.co_names)
         codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
-    found = [function.__globals__[name] for name in names & set(function.__globals__)]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            found.append(cell.cell_contents)
-    found += getattr(getattr(loss, "__self__", loss), "__dict__", {}).values()
-    for value in found:
-        where = value.__name__ if isinstance(value, types.ModuleType) else None
-        where = where or getattr(value, "__module__", None)
-        if isinstance(where, str) and where.startswith("autograd.numpy"):
-            return True
-        if callable(value) and _names_autograd(value, seen):
-            return True
-    return False
+    named = [function.__globals__[name] for name in names & set(function.__globals__)]
+    return named + _held(loss, function)
 
 
 def _update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

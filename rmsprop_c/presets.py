@@ -178,5 +178,5 @@ def explain(owner: str, framework: str | None, name: str, known: Iterable[str]) 
         return f"{owner} has no attribute {name!r}; did you mean {own}? (It is {name} in {where}.)"
     import difflib  # takes half a megabyte, and only those who misspell a name need it
 
-    close = difflib.get_close_matches(name, list(known), 1, 0.7)
+    close = difflib.get_close_matches(name, list(known), 1, 0.85)
     return f"{owner} has no attribute {name!r}; did you mean {close[0]}?" if close else None

@@ -24,6 +24,8 @@ REFUSED = {
     "differentiable": "autograd can't follow a step here",
 }
 
+PLAIN = {torch.Tensor, torch.nn.Parameter}
+is_neg = torch.Tensor.is_neg
 Group = dict[str, Any]
 State = MutableMapping[Any, dict[str, Any]]  # by parameter
 
@@ -143,6 +145,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
                 zip(self._steppers, self.param_groups, strict=True)
             )
         ]
+        if any(step.changed for step in steps):
+            owned_once(steps)
         for step in steps:
             step.make(self.state)
 
@@ -194,17 +198,24 @@ class Step:
                 [{**entry, **new}[kind] for entry, new in zip(entries, self.missing, strict=True)]
                 for kind in kinds
             ]
-        self.counters, *states = columns
+        self.counters, *self.states = columns
+        if PLAIN.issuperset(map(type, self.counters)) and not any(map(is_neg, self.counters)):
+            self.packed_counters: list[Any] = list(map(to_dlpack, self.counters))
+        else:
+            self.packed_counters = [self.packed_counter(*x) for x in enumerate(self.counters)]
         self.changed: list[tuple[Any, Any]] = []  # tensors of the state, and their new data
         capsules = [
             self.packed(self.params, ""),
             self.packed(gradients, "the gradient of "),
-            *(self.packed(x, f"the {k} of ") for k, x in zip(kinds[1:], states, strict=True)),
+            *(self.packed(x, f"the {k} of ") for k, x in zip(kinds[1:], self.states, strict=True)),
         ]
         arrays, whole = _core.dlpack_arrays(*capsules)
         if not whole:
-            self.mend(capsules, arrays, kinds[1:], states)
-            arrays, _ = _core.dlpack_arrays(*capsules)
+            self.mend(capsules, arrays, kinds[1:])
+            arrays, whole = _core.dlpack_arrays(*capsules)
+            if not whole:
+                i = next(i for i, row in enumerate(zip(*arrays, strict=True)) if incomplete(row))
+                raise TypeError(f"{self.name(i)}, its gradient or its state can't be updated")
         self.arrays, self.grads, *found = arrays
         self.slots = dict(zip(slots, found, strict=True))
 
@@ -215,9 +226,12 @@ class Step:
     def packed(self, tensors: list[Any], what: str) -> list[Any]:
         """Tensors in DLPack's form; None for those whose memory holds the negative of them."""
         try:
+            if not PLAIN.issuperset(map(type, tensors)):
+                for i, tensor in enumerate(tensors):
+                    check_type(tensor, what + self.name(i))
             capsules: list[Any] = list(map(to_dlpack, tensors))
-            negative = list(map(torch.Tensor.is_neg, tensors))
-        except (BufferError, RuntimeError, TypeError):
+            negative = list(map(is_neg, tensors))
+        except (BufferError, RuntimeError):
             for i, tensor in enumerate(tensors):
                 check(tensor, what + self.name(i))
             raise
@@ -225,13 +239,18 @@ class Step:
             return [None if n else x for x, n in zip(capsules, negative, strict=True)]
         return capsules
 
-    def mend(
-        self,
-        capsules: list[list[Any]],
-        arrays: list[list[Any]],
-        kinds: list[str],
-        states: list[list[Any]],
-    ) -> None:
+    def packed_counter(self, i: int, counter: Any) -> Any:
+        """A step count in DLPack's form; None for a number, and for what torch alone can count."""
+        if not torch.is_tensor(counter):
+            if isinstance(counter, bool) or not isinstance(counter, (int, float)):
+                raise TypeError(
+                    f"the step of {self.name(i)} is of type {type(counter).__name__}; it must be a "
+                    "tensor or a number"
+                )
+            return None
+        return None if counter.is_neg() or type(counter) not in PLAIN else to_dlpack(counter)
+
+    def mend(self, capsules: list[list[Any]], arrays: list[list[Any]], kinds: list[str]) -> None:
         """Replace what no kernel can use by what it stands for, or raise for it by name."""
         for i, p in enumerate(self.params):
             if arrays[0][i] is None:
@@ -239,25 +258,24 @@ class Step:
             if arrays[1][i] is None:
                 check(p.grad, f"the gradient of {self.name(i)}", real=True)
                 capsules[1][i] = to_dlpack(p.grad.detach().resolve_neg().to(p.dtype))
+            model = p  # whose memory order the state has: where that has gaps, the first one's
             for kind, tensors, column, packs in zip(
-                kinds, states, arrays[2:], capsules[2:], strict=True
+                kinds, self.states, arrays[2:], capsules[2:], strict=True
             ):
+                data = tensors[i]
                 if column[i] is None:
-                    data = like(p, tensors[i], f"the {kind} of {self.name(i)}")
+                    data = like(model, data, f"the {kind} of {self.name(i)}")
                     self.changed.append((tensors[i], data))
                     packs[i] = to_dlpack(data)
+                model = data
 
     def make(self, state: State) -> None:
         """Make the step."""
         if not self.params:
             return
         try:
-            counters: list[Any] = list(map(to_dlpack, self.counters))
-        except (RuntimeError, TypeError):  # old states have plain numbers
-            counters = [to_dlpack(x) if torch.is_tensor(x) else None for x in self.counters]
-        try:
             others = self.optimizer._step_on(
-                self.arrays, self.grads, self.slots, counters, self.places
+                self.arrays, self.grads, self.slots, self.packed_counters, self.places
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"param_groups[{self.index}]: {error}") from None
@@ -269,6 +287,34 @@ class Step:
             state[self.params[i]]["step"] += 1
         # autograd then sees that a value it has saved for a backward pass is no longer that.
         torch.autograd.graph.increment_version(self.params)
+
+
+def incomplete(row: tuple[Any, ...]) -> bool:
+    return any(x is None for x in row)
+
+
+def is_sole_owner(tensor: Any) -> bool:
+    """Whether no other tensor, array or process can be using a tensor's memory."""
+    storage = tensor.untyped_storage()
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return (
+        not tensor.is_shared()
+        and storage.nbytes() == tensor.numel() * tensor.element_size()
+        and storage.resizable()  # memory of NumPy's is not
+        and count is not None
+        and count(storage._cdata) == 2  # the tensor's, and that of `storage`
+    )
+
+
+def owned_once(steps: list["Step"]) -> None:
+    """Raise if a tensor of the state that takes another form belongs to two parameters."""
+    seen: set[int] = set()
+    for step in steps:
+        for column in step.states:
+            for i, tensor in enumerate(column):
+                if id(tensor) in seen:
+                    raise ValueError(f"the state of {step.name(i)} is that of another parameter")
+                seen.add(id(tensor))
 
 
 def missing(p: Any, entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
@@ -284,7 +330,7 @@ def missing(p: Any, entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:
 
 
 def like(p: Any, tensor: Any, name: str) -> Any:
-    """The values of a parameter's state in the parameter's form, which it has no longer.
+    """The values of a parameter's state in the form of `p`, which it has not.
 
     Only for tensors that have their memory for themselves: others are updated where they are, or
     not at all.
@@ -295,14 +341,11 @@ def like(p: Any, tensor: Any, name: str) -> Any:
     if tensor.shape != p.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(p.shape)}")
     check(tensor, name, real=True)
-    form = (tensor.dtype, tensor.stride())
-    if tensor.is_shared() or tensor.untyped_storage().nbytes() != (
-        tensor.numel() * tensor.element_size()
-    ):
+    if not is_sole_owner(tensor):
         raise TypeError(
-            f"{name} has dtype {form[0]} and strides {form[1]}, where its parameter needs "
-            f"{p.dtype} and {wanted.stride()}, and other tensors or processes may use its memory; "
-            "put a tensor of that form into the state"
+            f"{name} has dtype {tensor.dtype} and strides {tensor.stride()}, where its parameter "
+            f"needs {p.dtype} and {wanted.stride()}, and other tensors or processes may use its "
+            "memory; put a tensor of that form into the state"
         )
     return wanted.copy_(tensor.detach())
 
@@ -313,10 +356,20 @@ def name(group: Group, index: int, i: int) -> str:
     return f"param_groups[{index}]['params'][{i}]{called}"
 
 
-def check(tensor: Any, name: str, real: bool = False) -> None:
-    """Raise for what has no memory that a kernel can update; with `real` any real dtype will do."""
+def check_type(tensor: Any, name: str) -> None:
+    """Raise for what is no tensor, or one whose operations are another library's."""
     if not torch.is_tensor(tensor):
         raise TypeError(f"{name} is of type {type(tensor).__name__}; it must be a tensor")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, which has no memory of its own; only plain "
+            "tensors can be updated"
+        )
+
+
+def check(tensor: Any, name: str, real: bool = False) -> None:
+    """Raise for what has no memory that a kernel can update; with `real` any real dtype will do."""
+    check_type(tensor, name)
     if tensor.device.type != "cpu":
         raise TypeError(f"{name} is on {tensor.device}, but steps are done on the CPU; move it")
     if tensor.layout != torch.strided:
@@ -324,6 +377,10 @@ def check(tensor: Any, name: str, real: bool = False) -> None:
             f"{name} is sparse ({tensor.layout}), but only dense tensors can be updated; an "
             "embedding makes dense gradients with sparse=False"
         )
+    if tensor.dim() > 64:
+        raise TypeError(f"{name} has {tensor.dim()} dimensions, but arrays have 64 at most")
+    if tensor.untyped_storage().nbytes() < tensor.element_size() * (tensor.numel() > 0):
+        raise TypeError(f"{name} has no memory: its storage has been resized")
     if real and not tensor.is_complex():
         return
     if tensor.dtype not in (torch.float32, torch.float64):

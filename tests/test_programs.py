@@ -11,10 +11,11 @@ import weakref
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from autograd import value_and_grad
 from common import assert_same_bits
 
 import rmsprop_c
-from rmsprop_c import Optimizer, RMSprop, get, reference, schedules
+from rmsprop_c import Optimizer, RMSprop, get, optimizer, reference, schedules
 from rmsprop_c.presets import PRESETS
 
 # Bound steps and copies
@@ -109,6 +110,14 @@ def test_get_updates_asks_a_subclass_for_its_gradients():
     assert opt.last_loss == 7
 
 
+def test_get_updates_uses_gradients_that_were_set_on_the_instance():
+    opt, w, expected = RMSprop(), np.ones(2), np.ones(2)
+    opt.get_gradients = lambda loss, params: [np.full(2, 0.5)]
+    opt.get_updates([w], None, lambda params: (0.0, [np.ones(2)]))
+    RMSprop().step([expected], [np.full(2, 0.5)])
+    assert_same_bits(w, expected)
+
+
 # Names
 
 
@@ -171,6 +180,35 @@ def test_attributes_of_ones_own_are_free_where_they_mean_no_hyperparameter():
     mine = Mine()
     mine.eps = 4
     assert (opt.note, mine.alpha, mine.eps) == ("mine", 3, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["lr_schedule", "lr_scheduler", "lr0", "lrs", "moments", "scale", "history", "model"]
+)
+def test_names_of_bookkeeping_are_free(name):
+    opt = RMSprop()
+    setattr(opt, name, "mine")
+    assert getattr(opt, name) == "mine"
+
+
+def test_a_preset_s_config_can_be_assigned_to_itself():
+    for framework in PRESETS:
+        opt = RMSprop.like(framework, learning_rate=0.25)
+        for name, value in opt.get_config().items():
+            setattr(opt, name, value)
+
+
+def test_last_loss_can_be_set_by_a_subclass():
+    class Mine(RMSprop):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.last_loss = 3
+
+    assert Mine().last_loss == 3
+
+
+def test_zero_grad_can_be_handed_on():
+    assert RMSprop(zero_grad=RMSprop(zero_grad=True).zero_grad).zero_grad == 1
 
 
 def test_zero_grad_is_an_option_that_says_so_when_it_is_called():
@@ -258,6 +296,28 @@ def test_a_subclass_loads_the_attributes_of_its_config_in_place(tmp_path):
     assert other.note == "first"
 
 
+def test_a_load_in_place_takes_over_whose_names_the_attributes_have(tmp_path):
+    RMSprop(decay=0.5).save(tmp_path / "run.npz")
+    opt = RMSprop.like("tf1", learning_rate=0.1)
+    opt.load(tmp_path / "run.npz")
+    opt.decay = 0.25
+    assert opt.get_config()["decay"] == 0.25
+
+
+def test_a_subclass_s_own_load_loads_in_place_too(tmp_path):
+    class Mine(RMSprop):
+        @classmethod
+        def load(cls, path, custom_objects=None):
+            return super().load(path, custom_objects)
+
+    opt = Mine(lr=0.5)
+    opt.save(tmp_path / "run.npz")
+    other = Mine(lr=0.25)
+    assert other.load(tmp_path / "run.npz") is other
+    assert other.lr == 0.5
+    assert Mine.load(tmp_path / "run.npz").lr == 0.5
+
+
 def test_a_load_inside_averaged_raises(tmp_path):
     opt, w = RMSprop(use_ema=True), np.ones(3)
     opt.step([w], [np.ones(3)])
@@ -318,8 +378,8 @@ def test_a_schedule_that_assigns_lr_keeps_what_it_assigned():
     twin.step([expected], [g])
     assert_same_bits(w, expected)
     twin.lr = 0.25
-    for optimizer, array in ((opt, w), (twin, expected)):
-        optimizer.step([array], [g])
+    for one, array in ((opt, w), (twin, expected)):
+        one.step([array], [g])
     assert_same_bits(w, expected)
 
 
@@ -489,6 +549,69 @@ def test_a_loss_that_is_new_at_each_step_is_evaluated_once_a_step(make):
         opt.get_updates([w], None, make(loss, i))
         opt.get_gradients(make(loss, i), [w])
     assert calls == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]
+
+
+def squares(params):
+    return anp.sum((params[0] - 1) ** 2)
+
+
+def differentiated(params):
+    value, grads = value_and_grad(squares)(params)
+    return float(value), grads
+
+
+def by_hand(params):
+    return float(anp.sum(params[0] ** 2)), [2 * params[0]]
+
+
+BUFFER = np.empty(3)
+
+
+def through_a_buffer(params):
+    BUFFER[...] = params[0]
+    pair = float(anp.sum(BUFFER**2)), [2 * BUFFER]
+    return pair
+
+
+@pytest.mark.parametrize("loss", [differentiated, by_hand, through_a_buffer])
+def test_a_pair_may_be_computed_with_autograd_numpy(loss):
+    w = np.array([1.0, 2.0, 3.0])
+    expected = loss([w.copy()])[1][0].copy()
+    for _ in range(2):
+        (found,) = RMSprop().get_gradients(loss, [w])
+        assert_same_bits(found, expected)
+
+
+def test_an_error_of_a_scalar_loss_is_its_own():
+    def loss(params):
+        raise KeyError(f"mine, {anp.sum(params[0])}")
+
+    for _ in range(2):
+        with pytest.raises(KeyError, match="mine"):
+            RMSprop().get_gradients(loss, [np.ones(3)])
+
+
+def test_a_loss_that_names_much_costs_no_search_at_each_step(monkeypatch):
+    looked = []
+    monkeypatch.setattr(optimizer, "_names_autograd", lambda loss: looked.append(loss) or False)
+    opt, w = RMSprop(), np.ones(3)
+    for _ in range(5):
+        opt.get_updates([w], None, lambda params: [1.0, [np.ones(3)]].__class__ and pair(params))
+    assert len(looked) <= 1
+
+
+def pair(params):
+    return 1.0, [np.ones(3)]
+
+
+def test_a_long_chain_of_functions_is_no_recursion():
+    namespace = {"anp": anp}
+    exec("def f0(p): return 1.5", namespace)
+    for i in range(1, 3000):
+        exec(f"def f{i}(p): return f{i - 1}", namespace)
+    namespace["np"] = np
+    exec("def loss(p):\n    f2999\n    x = 1.0, [np.ones(3)]\n    return x", namespace)
+    RMSprop().get_updates([np.ones(3)], None, namespace["loss"])
 
 
 def test_one_function_may_return_either_kind():

@@ -90,18 +90,23 @@ def test_defaults_are_those_of_the_framework(framework):
 
 
 def test_the_readme_shows_how_state_comes_over_from_pytorch():
-    torch = pytest.importorskip("torch")
-    (code,) = re.findall(
-        r"^```python\n(opt = RMSprop.like.*?)^```", README, re.DOTALL | re.MULTILINE
-    )
-    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    torch_optimizer = torch.optim.RMSprop([weight], lr=0.01, momentum=0.9)
-    weight.grad = torch.arange(3, dtype=torch.float64)
-    torch_optimizer.step()
-    params, grad = [weight.detach().numpy().copy()], weight.grad.numpy()
-    training = "opt.step(params, [grad]); weight.data[:] = torch.from_numpy(params[0])"
-    scope = locals() | {"RMSprop": RMSprop}
-    exec(code.replace("\n...\n", f"\n{training}\n"), scope)
-    torch_optimizer.step()
-    scope["opt"].step(params, [grad])
-    assert np.abs(weight.detach().numpy() - params[0]).max() < 1e-15
+    pytest.importorskip("torch")
+    (code,) = re.findall(r"^```python\n(import torch\n.*?)^```", README, re.DOTALL | re.MULTILINE)
+    there = """
+for p in model.parameters():
+    p.grad = torch.arange(1.0, p.numel() + 1).reshape(p.shape)
+theirs.step()
+"""
+    here = """
+grads = [p.grad.numpy() for p in model.parameters()]
+opt.step(params, grads)
+"""
+    scope = {"RMSprop": RMSprop}
+    code = code.replace("# ... training in torch ...", there)
+    exec(code.replace("# ... training here ...", here), scope)
+    params = [p.copy() for p in scope["params"]]  # of torch's own memory
+    scope["theirs"].step()
+    scope["opt"].step(params, scope["grads"])
+    for p, expected in zip(params, scope["model"].parameters(), strict=True):
+        assert np.abs(p - expected.detach().numpy()).max() < 1e-6
+    assert {float(x["step"]) for x in scope["theirs"].state.values()} == {3}
