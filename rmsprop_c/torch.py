@@ -264,6 +264,7 @@ class Step:
             ):
                 data = tensors[i]
                 if column[i] is None:
+                    packs[i] = None  # it may be a user of the memory itself
                     data = like(model, data, f"the {kind} of {self.name(i)}")
                     self.changed.append((tensors[i], data))
                     packs[i] = to_dlpack(data)

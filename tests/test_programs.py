@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import pickle
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -501,12 +502,17 @@ def test_lr_may_become_a_number_while_another_thread_steps_with_a_schedule():
     threads = [
         threading.Thread(target=run, args=(f,)) for f in (assign, look, lambda: opt.step([w], [g]))
     ]
-    for thread in threads:
-        thread.start()
-    stop.wait(0.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        stop.wait(0.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
     assert not errors
 
 

@@ -924,6 +924,20 @@ def test_memory_that_was_taken_away_raises_by_name(what):
     assert optimizer.state[w]["step"] == 1
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3), (3, 1, 1), (0, 2), (2, 3)])
+def test_state_of_any_shape_follows_the_precision_of_its_parameter(shape):
+    p = torch.nn.Parameter(torch.ones(shape))
+    optimizer = RMSprop([p], momentum=0.5, centered=True)
+    train(optimizer, [p], range(1))
+    held = dict(optimizer.state[p])
+    p.grad = None
+    p.data = p.data.double()
+    train(optimizer, [p], range(1, 2))
+    for kind, tensor in optimizer.state[p].items():
+        assert tensor is held[kind]
+        assert tensor.dtype == (torch.float32 if kind == "step" else torch.float64)
+
+
 ALIASES = {
     "a view": lambda x: (x.double(), lambda y: y.view(-1)),
     "NumPy's": lambda x: (torch.from_numpy(np.zeros(3)), lambda y: y.numpy()),
