@@ -520,13 +520,12 @@ class Optimizer(_core.Core):
         return {name: value for name, value in values.items() if value != DEFAULT[name]}
 
     def __repr__(self) -> str:
-        schedule = self._get_objects()[0]
-        if schedule is None or hasattr(schedule, "get_config"):
+        keras = self._keras_arguments()  # lr is read once: another thread may assign it
+        try:
             values = self.get_config()
-        else:
-            values = self._keras_arguments() | self._arguments(OPTIONS)
-        if schedule is not None:
-            values["lr"] = schedule
+        except TypeError:  # lr is a callable that no config can hold
+            values = keras | self._arguments(OPTIONS)
+        values["lr"] = keras["lr"]
         arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({arguments})"
 
