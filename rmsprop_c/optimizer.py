@@ -941,7 +941,8 @@ class Optimizer(_core.Core):
             if _is_pair(result):
                 _remember(loss, False)
                 return result[0], result[1]
-            if not (isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()):
+            scalar = isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()
+            if not scalar:
                 raise TypeError(
                     f"loss returned {type(result).__name__}; it must return (value, grads) or a "
                     "scalar"
@@ -954,14 +955,14 @@ class Optimizer(_core.Core):
                 "pip install 'rmsprop_c[autograd]', or return (value, grads)"
             ) from None
 
-        def scalar(params: Model) -> Any:
+        def traced(params: Model) -> Any:
             result = loss(params)
             if _is_pair(result):
                 raise _PairError
             return result
 
         try:
-            value, grads = value_and_grad(scalar)(params)
+            value, grads = value_and_grad(traced)(params)
         except Exception as error:
             if known and not isinstance(error, _PairError):
                 raise
