@@ -4,6 +4,7 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 
 import contextlib
 import copyreg
+import dis
 import functools
 import itertools
 import numbers
@@ -1116,8 +1117,6 @@ def _seems_scalar(loss: Any) -> bool:
     function = _function(loss)
     if function is None or "autograd.numpy" not in sys.modules:  # then none is written with it
         return False
-    import dis
-
     codes = list(dis.get_instructions(function.__code__))
     for made, returned in itertools.pairwise(codes):
         if (made.opname, made.arg) == ("BUILD_TUPLE", 2) and returned.opname == "RETURN_VALUE":
