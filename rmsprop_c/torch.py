@@ -337,8 +337,6 @@ def like(p: Any, tensor: Any, name: str) -> Any:
     not at all.
     """
     wanted = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
-    if not torch.is_tensor(tensor):
-        raise TypeError(f"{name} is of type {type(tensor).__name__}; it must be a tensor")
     if tensor.shape != p.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(p.shape)}")
     check(tensor, name, real=True)

@@ -262,6 +262,19 @@ def selftest(folder, cwd):
     assert "selftest passed" in run(*command, cwd=cwd, PYTHONPATH=str(folder)).stdout
 
 
+def test_an_unbuilt_checkout_says_what_to_do(python, source, tmp_path):
+    shutil.copytree(
+        source / "rmsprop_c",
+        tmp_path / "rmsprop_c",
+        ignore=lambda _, names: [name for name in names if name.endswith(".so")],
+    )
+    for command in (("-m", "rmsprop_c", "info"), ("-c", "import rmsprop_c")):
+        said = run(python, *command, cwd=tmp_path, check=False)
+        assert said.returncode == 1
+        assert "nothing is compiled" in said.stdout
+        assert "run 'pip install -e .' in" in said.stdout
+
+
 def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
     with tarfile.open(sdist) as archive:
         names = {Path(name) for name in archive.getnames()}
