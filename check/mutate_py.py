@@ -32,7 +32,7 @@ FILE = Path("rmsprop_c/optimizer.py")
 LEAST = 90.0
 SECONDS = 120
 TESTS = ["optimizer", "errors", "options", "constraints", "schedules", "interchange", "arrays"]
-TESTS += ["presets", "checkpoint"]
+TESTS += ["presets", "checkpoint", "states"]
 SWAPPED = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),

@@ -1,6 +1,6 @@
 """Everything that is too slow for `make test`, one after the other; figures go into the report.
 
-python check/run.py [names]       # asan aarch64 driver gcov mutate_c mutate_py fuzz newest
+python check/run.py [names]       # asan aarch64 driver gcov mutate_c mutate_py fuzz machine newest
 """
 
 import re
@@ -10,21 +10,21 @@ import sys
 from shared import ROOT, record
 from tqdm import tqdm
 
-FUZZING = 600  # seconds
-CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "fuzz", "mutate_py")
+SECONDS = 600  # of a search
+CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "fuzz", "machine", "mutate_py")
+# They live with the tests, which have a corpus and a minute of them.
+SEARCHES = {"fuzz": "Fuzzing of `load` and `from_config`", "machine": "Long runs of anything"}
 
 
-def fuzz():
-    """The fuzzer lives with the tests, since its corpus is one."""
-    command = [sys.executable, "tests/fuzz.py", "--seconds", str(FUZZING)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as fuzzer:
-        lines = [line.rstrip() for line in fuzzer.stdout]
+def search(name):
+    """Run one of SEARCHES, and record its last line."""
+    command = [sys.executable, f"tests/{name}.py", "--seconds", str(SECONDS)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        lines = [line.rstrip() for line in process.stdout]
     last = re.sub(r"\s+", " ", lines[-1]) if lines else "said nothing"
-    record(
-        "Fuzzing of `load` and `from_config`",
-        {"summary": last if fuzzer.returncode == 0 else f"failed: {last}"},
-    )
-    return fuzzer.returncode
+    found = last if process.returncode == 0 else f"failed: {last}"
+    record(SEARCHES[name], {"summary": found})
+    return process.returncode
 
 
 def main():
@@ -32,8 +32,8 @@ def main():
     with tqdm(sys.argv[1:] or CHECKS, unit="check") as progress:
         for name in progress:
             progress.set_description(name)
-            if name == "fuzz":
-                code = fuzz()
+            if name in SEARCHES:
+                code = search(name)
             else:
                 code = subprocess.run([sys.executable, f"check/{name}.py"], cwd=ROOT, check=False)
                 code = code.returncode

@@ -20,7 +20,7 @@ from cpython.pythread cimport (
     PyThread_type_lock,
     WAIT_LOCK,
 )
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
@@ -30,7 +30,7 @@ import os
 
 import numpy as np
 
-from rmsprop_c import arrays
+from rmsprop_c import arrays, state as states
 
 cnp.import_array()
 
@@ -260,8 +260,8 @@ cdef int threads_for(int64_t elements, bint* fresh) noexcept:
     return <int>count
 
 
-# What a position keeps between steps, by the name that snapshots use. Each is made when an option
-# first needs it.
+# What a position keeps between steps, in the order of SLOTS in state.py. Each is made when an
+# option first needs it, and dropped by the first step after the option is off.
 cdef enum:
     ACCUMULATOR        # running mean of the squared gradients
     MOMENTUM
@@ -269,13 +269,17 @@ cdef enum:
     MOVING_AVERAGE     # of the parameters: use_ema
     GRADIENT_SUM       # of the calls since the latest update: gradient_accumulation_steps
     SLOTS
-SLOT_NAMES = ("accumulator", "momentum", "average_gradient", "moving_average", "gradient_sum")
+cdef tuple SLOT_NAMES = states.SLOTS
+cdef int64_t LARGEST_COUNT = states.LARGEST_COUNT
+
+# The smallest double that float32 rounds to infinity.
+cdef double INFINITE_IN_FLOAT32 = 2.0 ** 128 - 2.0 ** 103
 
 
 ctypedef struct Tensor:
     char* param              # of this step: the user's buffer, or a staged copy
     char* grad               # NULL: none; written by zero_grad only
-    bint active              # has a gradient to follow, its own or a sum
+    bint active              # has a gradient to follow in this step, its own or a sum
     char* slots[SLOTS]       # NULL: not made yet
     cnp.npy_intp size        # elements
     cnp.npy_intp* shape      # of the accumulator, hence of the position
@@ -335,7 +339,10 @@ ctypedef struct Job:
     int64_t calls            # since the latest update, with this one
     bint summing             # gradients are summed over calls
     bint updates             # this call updates
+    bint dry                 # nothing is written: gradients are looked at, as nonfinite wants it
+    bint transposed          # a gradient may lie in Fortran's order
     bint each                # tensors differ in lr_scale, weight decay or scale
+    int needed               # bits of the slots that stay
     int variant
     int passes
     Settings settings        # as they were when the step began
@@ -358,11 +365,12 @@ cdef inline void line_up(Tensor* t, Job* job) noexcept:
     t.nonfinite = 0
     t.active = t.grad != NULL or (t.pending and job.updates)
     if t.active:
+        job.blocks += rmsprop_block_count(t.size)
+        job.active += 1
+    if t.active or job.passes & RMSPROP_AVERAGE:   # averages follow every parameter
         t.stop += t.size * t.itemsize
         job.bytes = t.stop
-        job.blocks += rmsprop_block_count(t.size)
         job.elements += t.size
-        job.active += 1
 
 
 cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) noexcept nogil:
@@ -402,7 +410,7 @@ cdef void update_share(const void* argument, int k) noexcept nogil:
     cdef const Tensor* t
     cdef rmsprop_scalars own
     cdef const rmsprop_scalars* scalars = &job.scalars
-    cdef int passes = job.passes
+    cdef int passes
     cut(job, k, &first, &first_offset)
     cut(job, k + 1, &last, &last_offset)
     for i in range(first, last + 1 if last_offset > 0 else last):
@@ -417,7 +425,11 @@ cdef void update_share(const void* argument, int k) noexcept nogil:
             if job.settings.parameter_clipnorm > 0:
                 own.scale = t.scale
             scalars = &own
-            passes = job.passes if t.decays else job.passes & ~(RMSPROP_DECAY | RMSPROP_DECAY_GRAD)
+        passes = job.passes
+        if not t.decays:
+            passes &= ~(RMSPROP_DECAY | RMSPROP_DECAY_GRAD)
+        if not t.active:
+            passes &= RMSPROP_AVERAGE | RMSPROP_OVERWRITE
         if passes == RMSPROP_UPDATE and not job.summing:
             if t.type == cnp.NPY_FLOAT32:
                 kernels.update_f32[job.variant](
@@ -452,18 +464,35 @@ cdef void update_blocks(const Job* job, const Tensor* t, cnp.npy_intp begin, cnp
             scalars)
 
 
+cdef inline size_t block_count(const Tensor* t) noexcept nogil:
+    """How many block sums the gradient that it follows has."""
+    return rmsprop_block_count(t.size) if t.active else 0
+
+
 cdef inline size_t block_range(const Job* job, const Tensor* t, int k, size_t* begin,
                                size_t* end) noexcept nogil:
     """The elements of a tensor whose blocks lie between k and k + 1 shares of them all."""
     cdef size_t first = job.blocks * k // job.shares
     cdef size_t last = job.blocks * (k + 1) // job.shares
-    cdef size_t blocks = rmsprop_block_count((t.stop - t.start) // t.itemsize)
+    cdef size_t blocks = block_count(t)
     begin[0] = end[0] = 0
     if t.first_block < last and t.first_block + blocks > first:
         begin[0] = first - t.first_block if first > t.first_block else 0
         begin[0] *= RMSPROP_BLOCK
         end[0] = min(min(last - t.first_block, blocks) * RMSPROP_BLOCK, <size_t>t.size)
     return end[0] - begin[0]
+
+
+cdef void add_share(const void* argument, int k) noexcept nogil:
+    """Bring the sums of gradients up to date that are read in another order than they lie in."""
+    cdef const Job* job = <const Job*>argument
+    cdef size_t begin, end
+    cdef Py_ssize_t i
+    cdef const Tensor* t
+    for i in range(job.count):
+        t = &job.tensors[i]
+        if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS and block_range(job, t, k, &begin, &end) > 0:
+            update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
 
 
 cdef void sum_share(const void* argument, int k) noexcept nogil:
@@ -479,15 +508,66 @@ cdef void sum_share(const void* argument, int k) noexcept nogil:
         t = &job.tensors[i]
         if block_range(job, t, k, &begin, &end) == 0:
             continue
-        grad = t.grad
+        grad = t.slots[GRADIENT_SUM] if job.summing else t.grad
+        sums = job.block_sums + t.first_block + begin // RMSPROP_BLOCK
+        if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS:
+            sum_across(t, grad, begin, end, sums)
+            continue
         if job.summing:
             update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
-            grad = t.slots[GRADIENT_SUM]
-        sums = job.block_sums + t.first_block + begin // RMSPROP_BLOCK
         if t.type == cnp.NPY_FLOAT32:
             kernels.block_sums_f32(<const float*>grad + begin, end - begin, sums)
         else:
             kernels.block_sums_f64(<const double*>grad + begin, end - begin, sums)
+
+
+cdef void sum_across(const Tensor* t, const char* grad, size_t begin, size_t end,
+                     double* sums) noexcept nogil:
+    """Sum the squares of the blocks of a gradient in Fortran's order: the norm follows C's."""
+    cdef uint64_t block[4096]   # RMSPROP_BLOCK elements of either dtype
+    cdef size_t count
+    while begin < end:
+        count = min(end - begin, RMSPROP_BLOCK)
+        collect(t, grad, begin, count, block)
+        if t.type == cnp.NPY_FLOAT32:
+            kernels.block_sums_f32(<const float*>block, count, sums)
+        else:
+            kernels.block_sums_f64(<const double*>block, count, sums)
+        begin += count
+        sums += 1
+
+
+cdef void collect(const Tensor* t, const char* source, size_t first, size_t count,
+                  void* target) noexcept nogil:
+    """Copy `count` elements from the `first` on in C's order out of a buffer in Fortran's."""
+    cdef cnp.npy_intp index[64]
+    cdef cnp.npy_intp strides[64]
+    cdef int axis, last = t.ndim - 1
+    cdef size_t done = 0, run, j
+    strides[0] = 1
+    for axis in range(last):
+        strides[axis + 1] = strides[axis] * t.shape[axis]
+    for axis in range(last, -1, -1):
+        index[axis] = first % t.shape[axis]
+        first //= t.shape[axis]
+    while done < count:
+        first = 0
+        for axis in range(t.ndim):
+            first += index[axis] * strides[axis]
+        run = min(<size_t>(t.shape[last] - index[last]), count - done)
+        if t.itemsize == 4:
+            for j in range(run):
+                (<uint32_t*>target)[done + j] = (<const uint32_t*>source)[first + j * strides[last]]
+        else:
+            for j in range(run):
+                (<uint64_t*>target)[done + j] = (<const uint64_t*>source)[first + j * strides[last]]
+        done += run
+        index[last] = 0
+        for axis in range(last - 1, -1, -1):
+            index[axis] += 1
+            if index[axis] < t.shape[axis]:
+                break
+            index[axis] = 0
 
 
 cdef void check_share(const void* argument, int k) noexcept nogil:
@@ -541,12 +621,12 @@ cdef void perform(void* argument) noexcept nogil:
         scalars.bias = kernels.power(settings.rho, job.iterations + 1)
     if settings.nonfinite != 0 and job.summing:
         share_out(job, check_share)
-    if job.nonfinite == 0 and job.updates:
+    if job.nonfinite == 0 and job.updates and not (job.dry and job.summing):
         scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
         scale_gradients(job)
         if settings.nonfinite != 0 and not job.summing:
             share_out(job, check_share)
-    if job.nonfinite == 0:
+    if job.nonfinite == 0 and not job.dry:
         share_out(job, update_share)
     rmsprop_fenv_leave(found)
 
@@ -558,14 +638,15 @@ cdef void scale_gradients(Job* job) noexcept nogil:
     cdef Tensor* t
     cdef Py_ssize_t i
     if job.block_sums != NULL:
+        if job.summing and job.transposed:
+            share_out(job, add_share)
         share_out(job, sum_share)
         job.passes &= ~RMSPROP_ADD
     if settings.parameter_clipnorm > 0:
         for i in range(job.count):
             t = &job.tensors[i]
             t.scale = kernels.gradient_scale(
-                job.block_sums + t.first_block,
-                rmsprop_block_count((t.stop - t.start) // t.itemsize),
+                job.block_sums + t.first_block, block_count(t),
                 settings.parameter_clipnorm, job.calls, maximize)
     elif job.block_sums != NULL or job.calls > 1 or maximize:
         job.scalars.scale = kernels.gradient_scale(
@@ -681,6 +762,8 @@ cdef class Plan:
     cdef list slots              # of arrays by position, for each slot; None: not made yet
     cdef int made                # bits of the slots that are
     cdef bint float32
+    cdef bint transposed         # an accumulator lies in Fortran's order
+    cdef double scales[2]        # the largest lr_scale of a position in float32, and in float64
     cdef int64_t elements        # of all positions
     cdef Tensor* tensors
     cdef Range* ranges           # of the parameters, and of state that is lent, by address
@@ -713,7 +796,8 @@ cdef class Plan:
         cdef Py_ssize_t i
         cdef bint other = False
         self.elements = 0
-        self.float32 = False
+        self.float32 = self.transposed = False
+        self.scales[0] = self.scales[1] = 1
         for i, accumulator in enumerate(self.slots[ACCUMULATOR]):
             t = &self.tensors[i]
             other = other or t.size != cnp.PyArray_SIZE(accumulator) or (
@@ -727,6 +811,7 @@ cdef class Plan:
             t.order = rmsprop_flags(<void*>accumulator) & cnp.NPY_ARRAY_C_CONTIGUOUS
             if t.order == 0:
                 t.order = cnp.NPY_ARRAY_F_CONTIGUOUS
+                self.transposed = True
             t.lr_scale = 1
             t.decays = True
             self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
@@ -786,7 +871,7 @@ cdef class Plan:
         return 0
 
     cdef void drop(self) noexcept:
-        """Forget the slots that a refused step has made."""
+        """Forget the slots that a refused step has made, or that a step had no option for."""
         cdef int slot
         cdef Py_ssize_t i
         for slot in range(SLOTS):
@@ -911,14 +996,14 @@ cdef class Plan:
                     if staged is not g:
                         t.grad_landing = cnp.PyArray_BYTES(g)
                         t.grad_strides = cnp.PyArray_STRIDES(g)
-            if t.grad != NULL or (t.pending and job.updates):
+            line_up(t, job)
+            if t.stop > t.start:
                 staged = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
-                if staged is not p:
-                    t.param = cnp.PyArray_BYTES(staged)
+                t.param = cnp.PyArray_BYTES(staged)
+                if staged is not p and (t.active or job.passes & RMSPROP_OVERWRITE):
                     t.landing = cnp.PyArray_BYTES(p)
                     t.landing_strides = cnp.PyArray_STRIDES(p)
                     t.landing_swapped = not p.dtype.isnative
-            line_up(t, job)
         return 0
 
     cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
@@ -1243,7 +1328,7 @@ def checked_iterations(value, name):
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; iterations must be an integer") from None
-    if not 0 <= count <= 1 << 62:
+    if not 0 <= count <= LARGEST_COUNT:
         raise ValueError(f"{name} is {value!r}; iterations must be in [0, 2**62]")
     return count
 
@@ -1290,8 +1375,11 @@ cdef class Core:
     cdef int needed              # bits of slots, and
     cdef int passes              # around it, as the settings want them
     cdef bint each
+    cdef int64_t changes         # of the settings, and
+    cdef int64_t fitting         # how many there were when float32 was seen to hold them
     cdef int64_t steps
     cdef int64_t calls           # since the latest update: gradient_accumulation_steps
+    cdef int64_t total_calls     # of all times, without those that were skipped
     cdef readonly int64_t skipped_steps
     cdef readonly bint _suspended    # no steps: parameters are replaced by their averages
     cdef Plan plan               # None before the first step
@@ -1364,6 +1452,7 @@ cdef class Core:
     cdef void derive(self) noexcept:
         """What the settings mean for the kernels."""
         cdef Settings* settings = &self.settings
+        self.changes += 1
         self.variant = (6 * <int>settings.centered + <int>settings.epsilon_in_sqrt + (
             0 if settings.momentum == 0 else 4 if settings.nesterov != 0 else 2))
         self.needed = 1 << ACCUMULATOR
@@ -1393,10 +1482,13 @@ cdef class Core:
             return <int64_t>self.settings.gradient_accumulation_steps
         return 1
 
-    cdef int prepare(self, params, Job* job) except -1:
+    cdef int prepare(self, params, Job* job, bint dry) except -1:
         """What a call does, before its arrays are looked at; Python code may run."""
         cdef Settings* settings = &self.settings
-        cdef int64_t cycle
+        cdef int64_t cycle, changes
+        if self.total_calls >= LARGEST_COUNT:
+            raise ValueError("2**62 calls are as many as can be counted; set iterations, or "
+                             "reset()")
         if self.plan is None:
             self.hold()
             self.plan = new_plan(params, settings.initial_accumulator_value)
@@ -1406,13 +1498,20 @@ cdef class Core:
             lr = self.scheduled(self.schedule)
         # While Python code runs another thread may assign options, so that more is needed.
         while (self.plan.factors is not self.lr_scale or self.plan.excluded is not self.excluded
-               or self.needed & ~self.plan.made):
+               or self.needed & ~self.plan.made
+               or (self.plan.float32 and self.fitting != self.changes)):
             self.hold()
             self.resolve(self.plan)
             self.plan.make_needed(self.needed, params)
+            if self.plan.float32:
+                changes = self.changes
+                self._check_float32()
+                self.fitting = changes
         # From here to the end no Python code runs: what is read of the settings fits together.
         cycle = self.cycle()
         line_up_anew(job)
+        job.dry = dry
+        job.transposed = self.plan.transposed
         job.block_sums = NULL
         job.nonfinite = 0
         job.settings = settings[0]
@@ -1422,6 +1521,9 @@ cdef class Core:
         job.calls = self.calls + 1
         job.summing = cycle > 1 or self.calls > 0
         job.updates = job.calls >= cycle
+        job.needed = self.needed
+        if job.summing:   # in a cycle that ends early, too
+            job.needed |= 1 << GRADIENT_SUM
         job.variant = self.variant
         job.each = self.each
         job.passes = self.passes
@@ -1438,11 +1540,13 @@ cdef class Core:
 
     cdef double scheduled(self, schedule) except? -1:
         """The learning rate of a schedule, which may be replaced meanwhile, by itself too."""
-        return self._lr_at(schedule, self._calls())
+        return self._lr_at(schedule, self.total_calls)
 
     cdef int resolve(self, Plan plan) except -1:
         """Give each position its factor of the learning rate and its part in weight decay."""
         cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef bint wide
         cdef list factors, decays
         cdef object lr_scale = self.lr_scale
         cdef tuple excluded = self.excluded
@@ -1451,21 +1555,25 @@ cdef class Core:
         factors, decays = self._by_position(
             list(range(plan.count)) if plan.keys is None else list(plan.keys), plan.keys is None,
             lr_scale, excluded)
+        plan.scales[0] = plan.scales[1] = 1 if lr_scale is None else 0
         for i in range(plan.count):
-            plan.tensors[i].lr_scale = factors[i]
-            plan.tensors[i].decays = decays[i]
+            t = &plan.tensors[i]
+            t.lr_scale = factors[i]
+            t.decays = decays[i]
+            wide = t.type == cnp.NPY_FLOAT64
+            plan.scales[wide] = max(plan.scales[wide], t.lr_scale)
         plan.factors, plan.excluded = lr_scale, excluded
         return 0
 
-    cdef int attach(self, params, grads, Job* job) except -1:
+    cdef int attach(self, params, grads, Job* job, bint dry) except -1:
         """Check everything that a step needs; afterwards nothing can fail."""
         cdef Plan plan
         cdef const Settings* settings = &job.settings
         cdef bint plain = False, checked = True
-        cdef double smallest
+        cdef double rate
         if self._suspended:
             raise RuntimeError("a step inside averaged() would be lost at its end")
-        self.prepare(params, job)
+        self.prepare(params, job, dry)
         plan = self.plan
         if (type(params) is list or type(params) is tuple) and plan.keys is None and (
                 type(grads) is list or type(grads) is tuple) and (
@@ -1492,15 +1600,17 @@ cdef class Core:
         if not plain or not checked or (settings.zero_grad != 0 and not plan.apart):
             plan.check_overlap(param_list, grad_list, params, grads, plain,
                                settings.zero_grad != 0)
-        if job.active == 0:
-            raise ValueError("all gradients are None: there is nothing to do" if plan.count
-                             else "params is empty: there is nothing to do")
-        smallest = settings.epsilon
-        if settings.bias_correction != 0:   # it makes a smaller one of it: see rmsprop_round
-            smallest *= 1 - settings.rho
-        if plan.float32 and settings.epsilon > 0 and smallest <= 2.0 ** -150:
-            raise ValueError(f"epsilon={settings.epsilon!r} rounds to 0 in float32; use at "
-                             "least 1e-45, or 0 itself")
+        if job.active == 0 and (job.updates or plan.count == 0):
+            raise ValueError(
+                "params is empty: there is nothing to do" if plan.count == 0 else
+                "all gradients since the latest update are None: there is nothing to do"
+                if job.summing else "all gradients are None: there is nothing to do")
+        rate = settings.lr
+        if settings.weight_decay > 1 and settings.decoupled_weight_decay != 0:
+            rate *= settings.weight_decay
+        if not rate * plan.scales[1] < INFINITY or (
+                plan.float32 and not rate * plan.scales[0] < INFINITE_IN_FLOAT32):
+            raise arrays.infinite_rate(settings.lr, rate != settings.lr, self.lr_scale is not None)
         job.tensors = plan.tensors
         job.count = plan.count
         if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
@@ -1606,8 +1716,10 @@ cdef class Core:
         else:
             perform(job)
         if job.nonfinite:
+            if job.settings.nonfinite == 2 and job.passes & RMSPROP_ZERO_GRAD:
+                self.clear(job)
             return
-        self.plan.kept = self.plan.made
+        self.plan.kept = self.plan.made & job.needed
         for i in range(job.count):
             t = &job.tensors[i]
             if t.landing != NULL:
@@ -1617,8 +1729,20 @@ cdef class Core:
             if job.summing:
                 t.pending = not job.updates and (t.pending or t.grad != NULL)
         self.calls = 0 if job.updates else job.calls
+        self.total_calls += 1
         if job.updates:
             self.steps += 1
+
+    cdef void clear(self, const Job* job) noexcept nogil:
+        """Clear the gradients of a step that is skipped: else a NaN in a sum of them stays."""
+        cdef Py_ssize_t i
+        cdef const Tensor* t
+        for i in range(job.count):
+            t = &job.tensors[i]
+            if t.grad_landing != NULL:
+                land(t, NULL, t.grad_landing, t.grad_strides, False)
+            elif t.grad != NULL:
+                memset(t.grad, 0, t.size * t.itemsize)
 
     def step(self, params, grads):
         """Update `params` in place by one step of RMSprop along `grads`.
@@ -1689,7 +1813,12 @@ cdef class Core:
         if not bound.overridden:
             self.enter()
             try:
-                self.attach(params, grads, &job)
+                self.attach(params, grads, &job, True)
+                if job.settings.nonfinite == 1:
+                    job.shares = 1
+                    perform(&job)
+                    if job.nonfinite:
+                        self.refuse_nonfinite(grads)
                 self.plan.kept = self.plan.made
             finally:
                 self.leave()
@@ -1731,30 +1860,44 @@ cdef class Core:
         self.enter()
         try:
             _plan, self.plan = self.plan, None   # freed when others may enter again
-            self.steps = self.calls = self.skipped_steps = 0
+            self.steps = self.calls = self.total_calls = self.skipped_steps = 0
         finally:
             self.leave()
 
     @property
     def iterations(self):
-        """int: number of steps done. Assign to it to resume a count (at most 2**62)."""
+        """int: number of updates done. Assign to it to resume a count (at most 2**62).
+
+        A schedule then goes on at so many times gradient_accumulation_steps calls.
+        """
         return self.steps
 
     @iterations.setter
     def iterations(self, value):
-        cdef int64_t count = checked_iterations(value, "iterations")
+        cdef int64_t count = checked_iterations(value, "iterations"), total
         self.enter()
         try:
-            self.steps = count
+            total = self.total_of(count, self.calls)
+            self.steps, self.total_calls = count, total
         finally:
             self.leave()
+
+    cdef int64_t total_of(self, iterations, calls) except -1:
+        """How many calls so many updates take, with those behind them."""
+        total = iterations * int(self.cycle()) + calls
+        if total > LARGEST_COUNT:
+            raise ValueError(f"{iterations} iterations of {self.cycle()} calls are more than the "
+                             "2**62 calls that can be counted")
+        return total
 
     def _get_setting(self, int i):
         return (<double*>&self.settings)[i]
 
     def _set_setting(self, int i, double value):
-        (<double*>&self.settings)[i] = value
-        self.derive()
+        cdef double* place = <double*>&self.settings + i
+        if place[0] != value and (place[0] == place[0] or value == value):   # None is NaN
+            place[0] = value
+            self.derive()
 
     def _suspend(self, bint on):
         """Refuse steps from now on, or allow them again; waits for the one under way."""
@@ -1782,75 +1925,100 @@ cdef class Core:
         self.excluded = excluded
         self.derive()
 
-    def _calls(self):
-        """The number of calls so far, without skipped ones."""
-        return int(self.steps) * int(self.cycle()) + self.calls   # may exceed an int64
+    def _counts(self):
+        """The numbers of updates, of all calls without skipped ones, and of skipped ones."""
+        return self.steps, self.total_calls, self.skipped_steps
+
+    def _needed(self):
+        """Names of the slots that the options need."""
+        return [name for slot, name in enumerate(SLOT_NAMES) if self.needed & 1 << slot]
 
     def _keys(self):
         """The keys of a model that is a dict, in the order of the positions; else None."""
         return None if self.plan is None else self.plan.keys
 
-    def _views(self, bint writeable=False):
-        """Views of the state by slot name, each by position; {} before the first step.
-
-        They are read-only but for a door that shows them as another library's own state.
+    def _views(self):
+        """Read-only views of the weights by slot name, each by position; {} before the first step.
         """
         found = {}
         if self.plan is not None:
-            for name, arrays in zip(SLOT_NAMES, self.plan.slots):
-                if arrays is not None:
-                    found[name] = [array.view() for array in arrays]
-                    for view in found[name]:
-                        view.flags.writeable = writeable
+            for name, arrays in self.kept_slots(self.needed & ~(1 << GRADIENT_SUM)).items():
+                found[name] = [array.view() for array in arrays]
+                for view in found[name]:
+                    view.flags.writeable = False
         return found
 
-    def _snapshot(self):
-        """The whole state between two steps, as `_restore` takes it; arrays are copies."""
+    cdef dict kept_slots(self, int bits):
+        """Those of some slots that the latest step has left, by name."""
+        return {SLOT_NAMES[slot]: arrays for slot, arrays in enumerate(self.plan.slots)
+                if self.plan.kept & bits & 1 << slot}
+
+    def _snapshot(self, bint weights=False):
+        """The state between two steps, as `_restore` takes it, or its weights; arrays are copies.
+
+        What an option that is off has left is a part of the state until the next step, but none of
+        the weights.
+        """
         cdef Py_ssize_t i
+        cdef int bits = self.needed & ~(1 << GRADIENT_SUM) if weights else -1
         self.enter()
         try:
             self.hold()
             state = {"iterations": self.steps, "calls": self.calls,
-                     "skipped_steps": self.skipped_steps, "keys": None, "slots": {}, "pending": []}
+                     "total_calls": self.total_calls, "skipped_steps": self.skipped_steps,
+                     "keys": None, "slots": {}, "pending": []}
             if self.plan is not None:
                 state["keys"] = self.plan.keys
                 state["pending"] = [bool(self.plan.tensors[i].pending)
                                     for i in range(self.plan.count)]
                 state["slots"] = {name: [x.copy(order="K") for x in arrays]
-                                  for name, arrays in zip(SLOT_NAMES, self.plan.slots)
-                                  if arrays is not None}
+                                  for name, arrays in self.kept_slots(bits).items()}
             return state
         finally:
             self.leave()
 
-    def _assign(self, slots, iterations=None, calls=None):
-        """Set slots that exist, from arrays of their shapes and dtypes, between two steps."""
+    def _assign(self, dict slots, iterations=None, calls=0, pending=None):
+        """Set slots from arrays of the accumulators' shapes and dtypes, between two steps.
+
+        Slots that are not there are made, and what options that are off have left is dropped. A new
+        cycle begins, but for `calls`, of which the positions in `pending` had gradients.
+        """
         cdef Py_ssize_t i
+        cdef int slot
         cdef cnp.ndarray own, x
         cdef list pairs = []
-        cdef int64_t steps, count = 0
+        cdef Plan plan
+        cdef int64_t steps, total, count = calls
         self.enter()
         try:
             self.hold()
+            plan = self.plan
+            owned = None if plan is None else plan.slots[ACCUMULATOR]
             for name in slots:
-                owned = () if self.plan is None else self.plan.slots[SLOT_NAMES.index(name)] or ()
-                if [value.shape for value in slots[name]] != [mine.shape for mine in owned]:
+                slot = SLOT_NAMES.index(name)
+                if owned is None or not self.needed & 1 << slot or (
+                        [value.shape for value in slots[name]] != [mine.shape for mine in owned]):
                     raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
-                for own, x in zip(owned, slots[name]):
+                if not plan.made & 1 << slot:
+                    plan.make(slot, owned)
+                for own, x in zip(plan.slots[slot], slots[name]):
                     fortran = own.flags.f_contiguous and not own.flags.c_contiguous
                     pairs.append((own, np.asarray(x, order="F" if fortran else "C")))
-            steps = self.steps if iterations is None else iterations
-            if calls is not None:
-                count = calls
+            steps, total = self.steps, self.total_calls
+            if iterations is not None:
+                steps, total = iterations, self.total_of(iterations, calls)
             # No call of NumPy's: it would let go of the GIL, and a fork could find half of it.
             rmsprop_threads_enter()
+            if plan.made & 1 << GRADIENT_SUM:
+                for i in range(plan.count):
+                    memset(plan.tensors[i].slots[GRADIENT_SUM], 0,
+                           plan.tensors[i].size * plan.tensors[i].itemsize)
             for own, x in pairs:
                 memcpy(cnp.PyArray_BYTES(own), cnp.PyArray_BYTES(x), cnp.PyArray_NBYTES(own))
-            self.steps = steps
-            if calls is not None:
-                self.calls = count
-                for i in range(self.plan.count):
-                    self.plan.tensors[i].pending = count > 0
+            for i in range(plan.count):
+                plan.tensors[i].pending = pending is not None and pending[i]
+            self.steps, self.calls, self.total_calls = steps, count, total
+            plan.kept = plan.made & self.needed
             rmsprop_threads_leave()
         finally:
             self.leave()
@@ -1864,7 +2032,7 @@ cdef class Core:
                 raise RuntimeError("the state can't be replaced inside averaged()")
             _plan, self.plan = self.plan, other.plan   # the old one is freed after leave
             self.steps, self.calls = other.steps, other.calls
-            self.skipped_steps = other.skipped_steps
+            self.total_calls, self.skipped_steps = other.total_calls, other.skipped_steps
             self.settings = other.settings
             self.schedule, self.lr_scale = other.schedule, other.lr_scale
             self.excluded = other.excluded
@@ -1873,14 +2041,15 @@ cdef class Core:
             self.leave()
 
     def _restore(self, dict state):
-        """Take over what `_snapshot` returned."""
+        """Take over what `_snapshot` returned; ValueError for what no run can reach."""
+        states.check(state)
         cdef Plan plan = None
         cdef Py_ssize_t i
         cdef int slot
         cdef dict slots = state["slots"]
         cdef list pending = state["pending"]
         cdef int64_t steps = state["iterations"], calls = state["calls"]
-        cdef int64_t skipped_steps = state["skipped_steps"]
+        cdef int64_t total_calls = state["total_calls"], skipped_steps = state["skipped_steps"]
         if slots:
             plan = Plan(len(slots["accumulator"]), state["keys"])
             for name in slots:
@@ -1896,7 +2065,8 @@ cdef class Core:
             if self._suspended:
                 raise RuntimeError("the state can't be replaced inside averaged()")
             plan, self.plan = self.plan, plan   # the old one is freed when others may enter again
-            self.steps, self.calls, self.skipped_steps = steps, calls, skipped_steps
+            self.steps, self.calls = steps, calls
+            self.total_calls, self.skipped_steps = total_calls, skipped_steps
         finally:
             self.leave()
 
@@ -1905,7 +2075,7 @@ cdef inline int run_step(Core self, params, grads) except -1:
     """The step, once no other is under way."""
     cdef Job job
     cdef bint fresh = False
-    self.attach(params, grads, &job)
+    self.attach(params, grads, &job, False)
     job.shares = threads_for(job.elements, &fresh)
     if job.elements < unlocked_minimum and job.shares == 1:
         self.finish(&job, False)

@@ -283,3 +283,19 @@ def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
         return np.shares_memory(np.asarray(x), np.asarray(y), max_work=most)
     except np.exceptions.TooHardError:
         return True
+
+
+def check_real(x: NDArray[Any], name: str) -> None:
+    """Raise for what is no array of real numbers, as weights and state must be."""
+    if x.dtype.kind not in "fiu" and not (
+        x.dtype.kind == "V" and x.dtype.names is None and np.can_cast(x.dtype, np.float64)
+    ):  # the latter: bfloat16 and its like
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be real numbers")
+
+
+def infinite_rate(lr: float, decayed: bool, scaled: bool) -> ValueError:
+    """The error for a learning rate that is infinite in a dtype of the model."""
+    product = f"lr={lr!r}" + " times weight_decay" * decayed + " times lr_scale" * scaled
+    return ValueError(
+        f"{product} is infinite in the dtype of a parameter; in float32 it can be 3.4e38 at most"
+    )

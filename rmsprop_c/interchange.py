@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .state import LARGEST_COUNT
+
 Values = dict[str, list[NDArray[Any] | None]]  # None: zeros
 
 FRAMEWORKS = ("torch", "keras3", "optax")
@@ -84,6 +86,7 @@ def read(
         arrays = iter(state[start:])
         found: Values = {slot: [_copy(next(arrays)) for _ in range(count)] for slot in order}
         return found, *divmod(_count("state[0], the iterations,", state[0]), cycle)
+    _refuse_averages(framework, slots)
     found = {"gradient_sum": [None] * count}
     iterations: int | None
     if framework == "torch":
@@ -158,9 +161,16 @@ def write(
         replaced, value = np.asarray(replaced), np.asarray(value)
         if replaced.shape != value.shape:
             raise ValueError(f"{name} has shape {replaced.shape}, but here it is {value.shape}")
+        if replaced.dtype.kind in "iu" and value > np.iinfo(replaced.dtype).max:
+            raise ValueError(f"{name} is {value}, more than the {replaced.dtype} there can hold")
         return leaf(np.array(value, replaced.dtype))
 
     if _known(framework) == "keras3":
+        if calls >= cycle > 0 and calls > 0:
+            raise ValueError(
+                f"Keras can't end a cycle of {cycle} calls that has {calls} already; finish the "
+                "cycle first"
+            )
         order, start = _keras_layout(state, slots, count)
         arrays = [iterations * cycle + calls, *state[1:start]]
         arrays += [array for slot in order for array in values[slot]]
@@ -170,6 +180,7 @@ def write(
             f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
             "finish the cycle first"
         )
+    _refuse_averages(framework, slots)
     if framework == "torch":
         indices = _torch_indices(state, count)
         for i, group in enumerate(state["param_groups"]):
@@ -216,15 +227,14 @@ def _count(name: str, value: Any) -> int:
     """A number of steps, from whatever a framework keeps it in."""
     try:
         number = np.asarray(value)
-        if (
-            number.size != 1
-            or number.dtype.kind not in "iuf"
-            or number.item() != int(number.item())
-        ):
+        count = int(number.item())
+        if number.dtype.kind not in "iuf" or number.item() != count:
             raise ValueError
-        return int(number.item())
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a whole number") from None
+    if not 0 <= count <= LARGEST_COUNT:
+        raise ValueError(f"{name} is {count}; it must be in [0, 2**62]")
+    return count
 
 
 def _copy(array: Any) -> NDArray[Any]:
@@ -244,6 +254,10 @@ def _check_slots(
         if name not in given and slot in slots:
             made = f": make it without {OPTIONS[slot]}" if slot in OPTIONS else ""
             raise ValueError(f"{where} has no {name}, but this optimizer has {slot}{made}")
+
+
+def _refuse_averages(framework: str, slots: set[str]) -> None:
+    """An error if this optimizer has averages of the weights, which Keras alone keeps, too."""
     if "moving_average" in slots:
         raise ValueError(
             f"{framework} keeps no average of the weights, but this optimizer does: make it "
@@ -302,7 +316,9 @@ def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
 
     def collect(name: str, value: Any) -> None:
-        if name in fields and (name != "count" or int(value) != int(fields[name])):
+        if name in fields and (
+            name != "count" or _count(name, value) != _count(name, fields[name])
+        ):
             raise ValueError(f"state has several {name}; pass the state of one optax.rmsprop")
         fields[name] = value
 

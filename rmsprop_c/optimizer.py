@@ -11,12 +11,12 @@ import numbers
 import os
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from . import _core, arrays, constraints as constraints_module, reference
+from . import _core, arrays, constraints as constraints_module, reference, state as states
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,6 +150,51 @@ def checked(row: Hyperparameter, value: Any) -> float:
     return number
 
 
+# What float32 must not make of a value: with a rho of 1 accumulators stay, and a limit of 0 or a
+# divisor that is infinite ends training, as an infinite factor does.
+ROUNDED_TO = {
+    "rho": (1.0,),
+    "momentum": (1.0,),
+    "ema_momentum": (1.0,),
+    "epsilon": (0.0, INFINITY),
+    "initial_accumulator_value": (0.0,),
+    "clipnorm": (0.0,),
+    "clipvalue": (0.0,),
+    "parameter_clipnorm": (0.0,),
+    "weight_decay": (INFINITY,),
+}
+
+
+def end_in_float32(value: float) -> float | None:
+    """Which of 0, 1 and infinity float32 rounds another number to, if any."""
+    if 0 < value <= 2.0**-150:
+        return 0.0
+    if 1 - 2.0**-25 <= value < 1:
+        return 1.0
+    return INFINITY if value >= 2.0**128 - 2.0**103 else None
+
+
+def check_float32(values: Mapping[str, float]) -> None:
+    """Raise for a value that float32 rounds to another with which training ends."""
+    for name, ends in ROUNDED_TO.items():
+        value = values[name]
+        if name == "epsilon" and values["bias_correction"]:
+            value *= 1 - values["rho"]  # what the first step makes of it
+        if name == "weight_decay" and values["decoupled_weight_decay"]:
+            continue  # it is lr that is multiplied by it
+        end = end_in_float32(value)
+        if end in ends:
+            off = "0 itself" if ROWS[name].kind == "number" else "None"
+            instead = {
+                0.0: f"at least 1e-45, or {off}",
+                1.0: "at most 0.9999999, or 1 itself",
+                INFINITY: "at most 3.4e38",
+            }
+            raise ValueError(
+                f"{name}={values[name]!r} rounds to {end:g} in float32; use {instead[end]}"
+            )
+
+
 def shown(row: Hyperparameter, number: float) -> Any:
     """What `checked` made of a value, as it was."""
     if number != number:
@@ -166,7 +211,7 @@ def checked_factors(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         entries = dict(value)
-    elif _is_sequence(value):
+    elif _is_sequence(value) and not isinstance(value, Set):
         entries = dict(enumerate(value))
     else:
         raise TypeError(
@@ -369,7 +414,7 @@ class Optimizer(_core.Core):
         """
         schedule = self._get_objects()[0]
         if schedule is not None:
-            return self._lr_at(schedule, self._calls())
+            return self._lr_at(schedule, self._counts()[1])
         return self._get_setting(0)
 
     @lr.setter
@@ -385,6 +430,9 @@ class Optimizer(_core.Core):
             self._set_lr(value, 0.0)
         else:
             self._set_lr(None, checked(ROWS["lr"], value))
+
+    def _check_float32(self) -> None:
+        check_float32({name: self._get_setting(i) for i, name in enumerate(NUMBERS)})
 
     @staticmethod
     def _lr_at(schedule: Callable[[int], float], call: int) -> float:
@@ -553,7 +601,7 @@ class Optimizer(_core.Core):
             yield
         finally:
             self._suspend(False)
-            _write(arrays, saved)
+            _restore(params, arrays, saved)
 
     def finalize_variable_values(self, params: Model) -> None:
         """Set parameters to their moving averages for good, as in Keras 3.
@@ -571,13 +619,13 @@ class Optimizer(_core.Core):
             raise ValueError("there are no averages: make the optimizer with use_ema=True")
         if self._suspended:
             raise RuntimeError("the parameters are their averages already: inside averaged()")
+        model = params if isinstance(params, (list, tuple, dict, np.ndarray)) else ()
+        for key, array in params.items() if isinstance(params, dict) else enumerate(_arrays(model)):
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise ValueError(f"{_called(params, key)} is read-only; pass a writeable array")
         self.build(params)
         keys = self._keys()
         arrays = _arrays(params) if keys is None else [params[key] for key in keys]
-        for i, array in enumerate(arrays):
-            if not array.flags.writeable:
-                name = "params" if array is params else f"params[{(keys[i] if keys else i)!r}]"
-                raise ValueError(f"{name} is read-only; pass a writeable array")
         return arrays, self._views()["moving_average"]
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, NDArray[Any]]]) -> None:
@@ -661,8 +709,9 @@ class Optimizer(_core.Core):
             A list has a constraint or None for each parameter, a dict those of some, by index (by
             key where `params` is a dict). A constraint is a callable that returns the new value,
             of the same shape (or None if it changed its argument), or anything that
-            `rmsprop_c.constraints.get` takes. Constraints run after the update, one parameter after
-            the other: an exception in one leaves the update and the earlier ones in place.
+            `rmsprop_c.constraints.get` takes. Constraints run after an update, and not after a call
+            that makes none (gradient_accumulation_steps, nonfinite), one parameter after the other:
+            an exception in one leaves the update and the earlier ones in place.
         loss : callable
             As for `get_gradients`; it is evaluated once. A subclass's own `get_gradients` is asked
             for the gradients.
@@ -672,24 +721,34 @@ class Optimizer(_core.Core):
         list of ndarray
             What was updated, in Keras's order: the accumulator and any further state (read-only
             views) and the parameter of each position in turn, behind the iterations if decay > 0.
+            [] where ``nonfinite="skip"`` has left the step out.
         """
         params, constraints, loss = _update_arguments(args, kwargs)
         chosen = _chosen_constraints(constraints, params)
+        iterations, calls, skipped = self._counts()
         if getattr(self.get_gradients, "__func__", None) is Optimizer.get_gradients:
             value, grads = self._evaluate(loss, params)  # step clips them
             self.step(params, grads)
             self.last_loss = value
         else:
             self.step(params, self.get_gradients(loss, params))
+        now = self._counts()
+        if now[2] != skipped:
+            return []
+        if now[0] == iterations and now[1] != calls:  # a subclass's own step may count nothing
+            chosen = {}
         updates: list[NDArray[Any]] = []
         if self.decay > 0:
             updates.append(np.array(self.iterations, np.int64))
-        states = list(zip(*self._views().values(), strict=True))
-        for name, state in zip(self._keys() or range(len(states)), states, strict=True):
+        states = self._views().values()  # none where a subclass's own step keeps its own
+        names = self._keys() or (
+            params if isinstance(params, dict) else range(len(_arrays(params)))
+        )
+        for i, name in enumerate(names):
             param = params if isinstance(params, np.ndarray) else params[name]
             if chosen.get(name) is not None:
                 _constrain(chosen[name], name, param)
-            updates += [*state, param]
+            updates += [*(arrays[i] for arrays in states), param]
         return updates
 
     @property
@@ -704,10 +763,12 @@ class Optimizer(_core.Core):
     def get_weights(self) -> list[NDArray[Any]]:
         """Copies of the accumulators, in the order of the parameters; [] before the first step.
 
-        Behind them, each for all parameters, what options keep: momentums, average gradients,
-        moving averages of the parameters and sums of gradients.
+        Behind them, each for all parameters, what options keep: momentums, average gradients and
+        moving averages of the parameters. What options that are off have left is not among them,
+        nor is the sum of the gradients in a cycle of gradient_accumulation_steps.
         """
-        return [array for arrays in self._snapshot()["slots"].values() for array in arrays]
+        slots = self._snapshot(weights=True)["slots"]
+        return [array for arrays in slots.values() for array in arrays]
 
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Set the accumulators. Before the first step call `build(params)`.
@@ -716,8 +777,8 @@ class Optimizer(_core.Core):
         ----------
         weights : sequence of array_like
             Of the shapes and in the order of `get_weights`. As in Keras 2.3 the number of
-            iterations may stand before them. Between two updates of gradient_accumulation_steps
-            the place in the cycle is not among them: `save` and pickle keep it.
+            iterations may stand before them. A new cycle of gradient_accumulation_steps begins:
+            the one under way is not among them (`save` and pickle keep it).
 
         Raises
         ------
@@ -731,22 +792,21 @@ class Optimizer(_core.Core):
         iterations = None
         if own and len(given) == len(own) + 1 and np.shape(given[0]) == ():
             iterations = _core.checked_iterations(given.pop(0), "weights[0]")
-        if len(given) != len(own):
+        if len(given) != len(own) or not slots:
             raise ValueError(
                 f"Length of the specified weight list ({len(given)}) does not match the number of "
                 f"weights of the optimizer ({len(own)})"
-                + ("" if own else "; call build(params) or step first")
+                + ("" if slots else "; call build(params) or step first")
             )
-        arrays = [np.array(weight) for weight in given]  # they may be views of these very weights
-        for i, (mine, array) in enumerate(zip(own, arrays, strict=True)):
+        found = [np.array(weight) for weight in given]  # they may be views of these very weights
+        for i, (mine, array) in enumerate(zip(own, found, strict=True)):
             if mine.shape != array.shape:
                 raise ValueError(
                     f"Optimizer weight shape {mine.shape} not compatible with provided weight "
                     f"shape {array.shape} (weights[{i}])"
                 )
-            if array.dtype.kind not in "fiu":
-                raise TypeError(f"weights[{i}] has dtype {array.dtype}; it must be real numbers")
-        rest = iter([x.astype(mine.dtype) for mine, x in zip(own, arrays, strict=True)])
+            arrays.check_real(array, f"weights[{i}]")
+        rest = iter([x.astype(mine.dtype) for mine, x in zip(own, found, strict=True)])
         parted = {name: [next(rest) for _ in views] for name, views in slots.items()}
         self._assign(parted, iterations)
 
@@ -836,31 +896,48 @@ class Optimizer(_core.Core):
         """
         from . import interchange
 
-        slots = self._views()
-        if not slots:
+        like = self._views().get("accumulator")
+        if like is None:
             raise ValueError("there is no state to set yet; call build(params) first")
         self._refuse_other_momentum(framework)
         values, iterations, calls = interchange.read(
             framework,
             state,
-            list(slots),
-            len(slots["accumulator"]),
+            self._needed(),
+            len(like),
             self.gradient_accumulation_steps or 1,
             self._keys(),
         )
-        cast: dict[str, list[NDArray[Any]]] = {}
+        slots: dict[str, list[NDArray[Any]]] = {}
         for name, found in values.items():
-            cast[name] = []
-            for i, (mine, given) in enumerate(zip(slots[name], found, strict=True)):
-                if given is not None and given.shape != mine.shape:
+            slots[name] = []
+            for i, (mine, given) in enumerate(zip(like, found, strict=True)):
+                if given is None:
+                    slots[name].append(np.zeros_like(mine))
+                    continue
+                if given.shape != mine.shape:
                     raise ValueError(
                         f"{name}[{i}] of the state has shape {given.shape}, but the optimizer was "
                         f"built for {mine.shape}"
                     )
-                cast[name].append(
-                    np.zeros_like(mine) if given is None else given.astype(mine.dtype)
-                )
-        self._assign(cast, iterations, calls)
+                arrays.check_real(given, f"{name}[{i}] of the state")
+                slots[name].append(given.astype(mine.dtype))
+        # No framework says which parameters have had a gradient in a cycle: other sums are 0.
+        sums = slots.get("gradient_sum", [np.zeros(0)] * len(like))
+        pending = [bool(x.any()) for x in sums]
+        updates, total, skipped = self._counts()
+        if iterations is not None:
+            updates = iterations
+            total = iterations * (self.gradient_accumulation_steps or 1) + calls
+        states.check(
+            {"iterations": updates, "calls": calls, "total_calls": total, "skipped_steps": skipped}
+            | {
+                "keys": self._keys(),
+                "slots": {x: slots[x] for x in states.SLOTS if x in slots},
+                "pending": pending,
+            }
+        )
+        self._assign(slots, iterations, calls, pending)
 
     def export_state(
         self, framework: str, state: Any, leaf: Callable[[NDArray[Any]], Any] = np.asarray
@@ -885,16 +962,30 @@ class Optimizer(_core.Core):
         from . import interchange
 
         snapshot = self._snapshot()
-        if not snapshot["slots"]:
-            raise ValueError("there is no state yet; call build(params) or step first")
+        slots: dict[str, list[NDArray[Any]]] = {}
+        for name in self._needed():
+            if name in snapshot["slots"]:
+                slots[name] = snapshot["slots"][name]
+            elif not snapshot["slots"] or name == "moving_average":
+                raise ValueError("there is no state yet; call build(params) or step first")
+            else:  # of an option that has been set since, as the next step makes it
+                slots[name] = [np.zeros_like(x) for x in snapshot["slots"]["accumulator"]]
         self._refuse_other_momentum(framework)
+        cycle = self.gradient_accumulation_steps or 1
+        counted = snapshot["iterations"] * cycle + snapshot["calls"]
+        scheduled = framework == "keras3" and self._get_objects()[0] is not None
+        if scheduled and counted != snapshot["total_calls"]:
+            raise ValueError(
+                f"lr is a schedule that has come to call {snapshot['total_calls']}, but Keras "
+                f"would go on at call {counted}; assign iterations to agree on one"
+            )
         return interchange.write(
             framework,
             state,
-            snapshot["slots"],
+            slots,
             snapshot["iterations"],
             snapshot["calls"],
-            self.gradient_accumulation_steps or 1,
+            cycle,
             leaf,
             snapshot["keys"],
         )
@@ -916,17 +1007,22 @@ class Optimizer(_core.Core):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        schedule, lr_scale, excluded = state["objects"]
-        for i, name in enumerate(NUMBERS):
-            self._set_setting(i, state["settings"][name])
-        self._set_lr(schedule, state["settings"]["lr"])
-        self._set_lr_scale(lr_scale)
-        self._set_excluded(excluded)
         self._restore(state["state"])
+        schedule, *others = state["objects"]
+        values = {name: shown(ROWS[name], state["settings"][name]) for name in NUMBERS}
+        values["lr"] = values["lr"] if schedule is None else schedule
+        values |= zip(("lr_scale", "exclude_from_weight_decay"), others, strict=True)
+        for name, value in values.items():  # what they must not be is the same as ever
+            vars(Optimizer)[name].fset(self, value)
         self.__dict__.update(state["attributes"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        """Forget the accumulators, all other state and `last_loss`, and set `iterations` to 0."""
+        super().reset()
+        self.__dict__.pop("last_loss", None)
 
     def _evaluate(self, loss: Callable[[Any], Any], params: Model) -> tuple[Any, Any]:
         """Value and unclipped gradients of a loss of either kind."""
@@ -987,7 +1083,9 @@ class Optimizer(_core.Core):
                 f"loss returned {len(grads)} gradients, but params has {len(params)} entries"
             )
         checked_params, checked_grads = arrays.gradients(params, grads)
-        return _like(params, reference.clip(checked_grads, checked_params, *limits))
+        if any(p.dtype.char == "f" for p in checked_params):
+            self._check_float32()
+        return _like(params, reference.clip(checked_grads, *limits))
 
 
 def _arrays(model: Model) -> list[Any]:
@@ -997,9 +1095,30 @@ def _arrays(model: Model) -> list[Any]:
     return list(model.values()) if isinstance(model, dict) else list(model)
 
 
+def _called(model: Model, key: Any) -> str:
+    """How errors call an array of a model."""
+    return "params" if isinstance(model, np.ndarray) else f"params[{key!r}]"
+
+
 def _write(arrays: list[NDArray[Any]], values: list[NDArray[Any]]) -> None:
     for array, value in zip(arrays, values, strict=True):
         array[...] = value
+
+
+def _restore(model: Model, arrays: list[NDArray[Any]], saved: list[NDArray[Any]]) -> None:
+    """Give each parameter its value back; raise for those that can't be written any more."""
+    keys = list(model) if isinstance(model, dict) else range(len(arrays))
+    lost = []
+    for key, array, value in zip(keys, arrays, saved, strict=True):
+        try:
+            array[...] = value
+        except (ValueError, TypeError) as error:
+            lost.append(f"{_called(model, key)} ({error})")
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost)} can't be set back and still holds its average; all others are as "
+            "they were before averaged()"
+        )
 
 
 def _like(model: Model, arrays: list[Any]) -> Any:

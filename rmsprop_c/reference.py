@@ -33,19 +33,18 @@ def pairwise_sum(x: NDArray[Any]) -> NDArray[Any]:
     return total
 
 
-def global_norm(grads: Sequence[NDArray[Any] | None], like: Sequence[NDArray[Any]]) -> float:
+def global_norm(grads: Sequence[NDArray[Any] | None]) -> float:
     """The L2 norm over all gradients, summed in double in a fixed order.
 
-    Each gradient, in the memory order of its parameter (Fortran's if that is Fortran-contiguous,
-    else C's), is cut into blocks of 4096 elements. In a block lane j of 16 adds the squares of
-    elements j, j + 16, ... one after the other; then the 16 lanes are added in pairs, and so are
-    the blocks of all gradients. `like` are the parameters, or their accumulators.
+    Each gradient, in C's order of its elements however it lies in memory, is cut into blocks of
+    4096 elements. In a block lane j of 16 adds the squares of elements j, j + 16, ... one after the
+    other; then the 16 lanes are added in pairs, and so are the blocks of all gradients.
     """
     blocks = []
-    for g, p in zip(grads, like, strict=True):
+    for g in grads:
         if g is None or g.size == 0:
             continue
-        flat = np.ravel(g, order="F" if p.flags.fnc else "C").astype(np.float64)
+        flat = np.ravel(g).astype(np.float64)
         padded = np.zeros(-(-flat.size // BLOCK) * BLOCK)
         padded[: flat.size] = flat
         rows = (padded * padded).reshape(-1, BLOCK // LANES, LANES)
@@ -58,7 +57,6 @@ def global_norm(grads: Sequence[NDArray[Any] | None], like: Sequence[NDArray[Any
 
 def clip(
     grads: Sequence[NDArray[Any] | None],
-    like: Sequence[NDArray[Any]],
     clipnorm: float | None,
     clipvalue: float | None,
     parameter_clipnorm: float | None = None,
@@ -71,10 +69,10 @@ def clip(
     """
     bound = clipvalue if clipvalue is not None and clipvalue > 0 else np.inf
 
-    def scale(grads: Sequence[NDArray[Any] | None], like: Any, largest: float | None) -> float:
+    def scale(grads: Sequence[NDArray[Any] | None], largest: float | None) -> float:
         if largest is None or largest <= 0:
             return factor
-        norm = global_norm(grads, like) * abs(factor)
+        norm = global_norm(grads) * abs(factor)
         return (largest / norm if norm >= largest else 1.0) * factor
 
     def clipped(g: NDArray[Any], scale: float) -> NDArray[Any]:
@@ -85,9 +83,9 @@ def clip(
 
     with np.errstate(all="ignore"):
         if parameter_clipnorm is not None and parameter_clipnorm > 0:
-            scales = [scale([g], [p], parameter_clipnorm) for g, p in zip(grads, like, strict=True)]
+            scales = [scale([g], parameter_clipnorm) for g in grads]
         else:
-            scales = [scale(grads, like, clipnorm)] * len(like)
+            scales = [scale(grads, clipnorm)] * len(grads)
         return [None if g is None else clipped(g, s) for g, s in zip(grads, scales, strict=True)]
 
 
@@ -184,7 +182,7 @@ def step(
     lr_t = learning_rate(lr, decay, iterations)
     if bias_correction:
         formula["unbiased"] = 1.0 - power(rho, iterations + 1)
-    clipped = clip(grads, accumulators, clipnorm, clipvalue, parameter_clipnorm, factor)
+    clipped = clip(grads, clipnorm, clipvalue, parameter_clipnorm, factor)
     with np.errstate(all="ignore"):
         for i, (p, g) in enumerate(zip(params, clipped, strict=True)):
             if g is None:
@@ -206,112 +204,138 @@ class RMSprop:
 
     On top of `step` come what decides whether a call updates (`gradient_accumulation_steps`,
     `nonfinite`) and what surrounds an update (`use_ema`, `zero_grad`). Arguments as there, lr a
-    number or a callable, `lr_scale` and `exclude_from_weight_decay` by position.
+    number or a callable, `lr_scale` and `exclude_from_weight_decay` by position; `options` holds
+    them and may be changed between two calls.
     """
 
     def __init__(self, params: Sequence[NDArray[Any]], **options: Any) -> None:
-        take = options.pop
-        start = take("initial_accumulator_value", 0.0)
-        self.use_ema = take("use_ema", False)
-        self.ema_momentum = take("ema_momentum", 0.99)
-        self.ema_overwrite_frequency = take("ema_overwrite_frequency", None)
-        self.cycle = take("gradient_accumulation_steps", None) or 1
-        self.nonfinite = take("nonfinite", "propagate")
-        self.zero_grad = take("zero_grad", False)
-        self.maximize = take("maximize", False)
-        self.lr = take("lr", 0.001)
-        self.options = options
+        self.options: dict[str, Any] = {
+            "lr": 0.001,
+            "momentum": 0.0,
+            "centered": False,
+            "maximize": False,
+            "use_ema": False,
+            "ema_momentum": 0.99,
+            "ema_overwrite_frequency": None,
+            "gradient_accumulation_steps": None,
+            "nonfinite": "propagate",
+            "zero_grad": False,
+            **options,
+        }
+        start = self.options.pop("initial_accumulator_value", 0.0)
         self.accumulators = [np.full_like(p, start) for p in params]
         self.momentums = [np.zeros_like(p) for p in params]
         self.average_gradients = [np.zeros_like(p) for p in params]
         self.moving_averages = [p.copy(order="K") for p in params]
+        self.averages = True  # there are such
         self.gradient_sums = [np.zeros_like(p) for p in params]
         self.pending = [False] * len(params)  # gradients that a sum holds
         self.calls = 0  # in the cycle under way
+        self.total_calls = 0
         self.iterations = 0
         self.skipped_steps = 0
 
     def step(self, params: Sequence[NDArray[Any]], grads: Sequence[NDArray[Any] | None]) -> None:
-        """One call: `params` and, with zero_grad, `grads` are changed in place."""
-        with np.errstate(all="ignore"):
-            if self.nonfinite != "propagate" and not self.finite(grads):
-                if self.nonfinite == "raise":
-                    raise ValueError("a gradient's square is not finite")
-                self.skipped_steps += 1
-                return
-        active = [g is not None for g in grads]
+        """One call: `params` and, with zero_grad, `grads` are changed in place.
+
+        None counts as a gradient of 0 among those that are summed, and leaves a parameter and its
+        state, averages apart, as they are where all gradients since the latest update were None.
+        """
+        formula = self.options.copy()
+        lr, maximize = formula.pop("lr"), formula.pop("maximize")
+        cycle = formula.pop("gradient_accumulation_steps") or 1
+        nonfinite, zero_grad = formula.pop("nonfinite"), formula.pop("zero_grad")
+        use_ema, keep = formula.pop("use_ema"), formula.pop("ema_momentum")
+        frequency = formula.pop("ema_overwrite_frequency")
         calls = self.calls + 1
+        summing = cycle > 1 or calls > 1
+        if nonfinite != "propagate" and not self.finite(grads, summing):
+            if nonfinite == "raise":
+                raise ValueError("a gradient's square is not finite")
+            self.skipped_steps += 1
+            if zero_grad:
+                clear(grads)
+            return
+        pending = [on or g is not None for g, on in zip(grads, self.pending, strict=True)]
+        if calls >= cycle and not any(pending):
+            raise ValueError("all gradients are None")
+        if use_ema and not self.averages:
+            self.moving_averages = [p.copy(order="K") for p in params]
+        self.averages = use_ema  # state of an option that is off is dropped
+        if not self.options["momentum"]:
+            clear(self.momentums)
+        if not self.options["centered"]:
+            clear(self.average_gradients)
         used = list(grads)
-        if self.cycle > 1 or self.calls:
-            for i, g in enumerate(grads):
-                if g is not None:
-                    self.gradient_sums[i] += g
-                    self.pending[i] = True
-            sums = zip(self.gradient_sums, self.pending, strict=True)
+        if summing:
+            with np.errstate(all="ignore"):
+                for total, g in zip(self.gradient_sums, grads, strict=True):
+                    if g is not None:
+                        total += g
+            sums = zip(self.gradient_sums, pending, strict=True)
             used = [total if on else None for total, on in sums]
-        if calls >= self.cycle:
-            active = [g is not None for g in used]
-            step_number = self.iterations * self.cycle + self.calls
-            lr = self.lr(step_number) if callable(self.lr) else self.lr
-            factor = (-1.0 if self.maximize else 1.0) * (1.0 / calls)
-            step(
-                params,
-                used,
-                self.accumulators,
-                self.iterations,
-                self.momentums,
-                self.average_gradients,
-                lr=lr,
-                factor=factor,
-                **self.options,
-            )
-            for total, on in zip(self.gradient_sums, self.pending, strict=True):
-                if on:
-                    total[...] = 0
-            self.pending = [False] * len(grads)
-        if self.use_ema:
-            self.average(params, active)
-        if self.zero_grad:
-            for g in grads:
-                if g is not None:
-                    g[...] = 0
-        if calls >= self.cycle:
-            self.iterations += 1
-        self.calls = calls % self.cycle
+        if calls >= cycle:
+            formula["lr"] = lr(self.total_calls) if callable(lr) else lr
+            formula["factor"] = (-1.0 if maximize else 1.0) * (1.0 / calls)
+            state = (self.accumulators, self.iterations, self.momentums, self.average_gradients)
+            step(params, used, *state, **formula)
+            clear(self.gradient_sums)
+        if use_ema:
+            overwrites = bool(frequency) and (self.iterations + 1) % frequency == 0
+            average(params, self.moving_averages, keep if self.iterations else 0, overwrites)
+        if zero_grad:
+            clear(grads)
+        updated = calls >= cycle
+        self.pending = [on and summing and not updated for on in pending]
+        self.calls = 0 if updated else calls
+        self.total_calls += 1
+        self.iterations += updated
 
     @property
     def weights(self) -> list[NDArray[Any]]:
         """The state that the options need, as `rmsprop_c.RMSprop.weights` has it."""
         needed = (
             (self.accumulators, True),
-            (self.momentums, self.options.get("momentum", 0) > 0),
-            (self.average_gradients, self.options.get("centered", False)),
-            (self.moving_averages, self.use_ema),
-            (self.gradient_sums, self.cycle > 1),
+            (self.momentums, self.options["momentum"] > 0),
+            (self.average_gradients, self.options["centered"]),
+            (self.moving_averages, self.options["use_ema"]),
         )
         return [array for arrays, need in needed if need for array in arrays]
 
-    def finite(self, grads: Sequence[NDArray[Any] | None]) -> bool:
+    def finite(self, grads: Sequence[NDArray[Any] | None], summing: bool) -> bool:
         """Whether the squares of the clipped gradients are finite; of sums, of what is added."""
-        if self.cycle == 1:
+        if not summing:
             names = ("clipnorm", "clipvalue", "parameter_clipnorm")
             limits: dict[str, Any] = {name: self.options.get(name) for name in names}
-            grads = clip(grads, self.accumulators, **limits)
-        return all(np.isfinite(g * g).all() for g in grads if g is not None)
-
-    def average(self, params: Sequence[NDArray[Any]], active: Sequence[bool]) -> None:
-        """Move the averages of the active parameters; overwrite these with them when it is time.
-
-        As in Keras 3.15, which averages at every call and starts anew while iterations == 0.
-        """
-        frequency = self.ema_overwrite_frequency
+            grads = clip(grads, **limits)
         with np.errstate(all="ignore"):
-            for p, e, on in zip(params, self.moving_averages, active, strict=True):
-                if on:
-                    keep = p.dtype.type(self.ema_momentum if self.iterations else 0)
-                    e[...] = keep * e + (p.dtype.type(1) - keep) * p
-                    if frequency and (self.iterations + 1) % frequency == 0:
-                        p[...] = e
+            return all(np.isfinite(g * g).all() for g in grads if g is not None)
+
+
+def average(
+    params: Sequence[NDArray[Any]],
+    averages: Sequence[NDArray[Any]],
+    momentum: float,
+    overwrites: bool,
+) -> None:
+    """Move the averages of all parameters; overwrite these with them when it is time.
+
+    As in Keras 3.15, which averages at every call, whatever has a gradient, and starts anew while
+    iterations == 0: with a momentum of 0.
+    """
+    with np.errstate(all="ignore"):
+        for p, e in zip(params, averages, strict=True):
+            keep = p.dtype.type(momentum)
+            e[...] = keep * e + (p.dtype.type(1) - keep) * p
+            if overwrites:
+                p[...] = e
+
+
+def clear(arrays: Sequence[NDArray[Any] | None]) -> None:
+    """Set all to 0."""
+    for array in arrays:
+        if array is not None:
+            array[...] = 0
 
 
 def spread_values(n: int, seed: int, low: int, high: int, dtype: Any) -> NDArray[Any]:

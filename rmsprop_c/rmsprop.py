@@ -69,15 +69,19 @@ class RMSprop(Optimizer):
         A factor of lr for each parameter; or by key, where params is a dict (others have 1).
     use_ema, ema_momentum, ema_overwrite_frequency : bool, float, int or None
         Keep moving averages of the parameters: e <- ema_momentum*e + (1 - ema_momentum)*p at every
-        call, with 0 for ema_momentum while iterations is 0. Every so many iterations p <- e. See
-        `averaged` and `finalize_variable_values`. As in Keras 3.
+        call and for every parameter, whether it has a gradient or not, with 0 for ema_momentum
+        while iterations is 0. Every so many iterations p <- e. See `averaged` and
+        `finalize_variable_values`. As in Keras 3.
     gradient_accumulation_steps : int, optional
         Update at every so many calls only, along the mean of their gradients; `iterations` counts
-        updates. At least 2.
+        updates. None counts as a gradient of 0; a parameter that had None in all of these calls is
+        left alone. At least 2. A cycle that is under way when this is assigned ends at the next
+        call if it has as many calls by then, and its mean is that of the calls it had.
     nonfinite : {"propagate", "raise", "skip"}
         What a gradient does whose square, after clipping, is not finite: what the formula says;
-        ValueError; or nothing at all, counted in `skipped_steps`. With gradient accumulation each
-        call's gradients are looked at, before clipping.
+        ValueError, with nothing changed; or nothing but being counted in `skipped_steps` (and
+        cleared, with `zero_grad`: a NaN in a buffer that adds up would skip all later steps). In a
+        cycle of gradient accumulation each call's gradients are looked at, before clipping.
     flush_subnormals : bool
         Accumulators, momentums and average gradients smaller than the smallest normal number are
         stored as 0: arithmetic on such numbers is several times slower. Not with an epsilon of 0,
@@ -92,7 +96,13 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    All of them are attributes that can be assigned at any time; the next step uses them.
+    All of them are attributes that can be assigned at any time; the next step uses them. What an
+    option that is off has left (momentums, average gradients, moving averages) is no part of the
+    weights any more, and that step drops it: it starts afresh when the option comes on again.
+
+    A step raises for a scalar that float32, where it is in use, rounds to one that ends training:
+    rho, momentum or ema_momentum below 1 to 1, a positive epsilon or limit to 0, lr, weight_decay
+    or epsilon to infinity.
 
     The formula, its order of operations and the defaults are those of
     ``tf.contrib.keras.optimizers.RMSprop`` in TensorFlow 1.3; in float64 the results are too, bit

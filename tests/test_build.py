@@ -361,7 +361,7 @@ assert set(sys.modules) == loaded, set(sys.modules) - loaded
 """
     loaded = run(python, "-c", code, cwd=tmp_path).stdout.replace("rmsprop_c.", "").split()
     steps = ["_core", "_version", "arrays", "constraints", "optimizer", "reference", "rmsprop"]
-    assert loaded == [*steps, "serialization", "threads"]
+    assert loaded == [*steps, "serialization", "state", "threads"]
 
 
 def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):

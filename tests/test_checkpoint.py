@@ -193,9 +193,9 @@ def test_numpy_alone_reads_it(name, tmp_path):
         meta = json.loads(archive["meta"].tobytes())
         assert meta["iterations"] == opt.iterations
         assert RMSprop.from_config(meta["config"]).get_config() == opt.get_config()
-        views = opt._views()
-        assert archive.files == ["meta"] + [f"{slot}.{i}" for slot in views for i in range(5)]
-        for slot, arrays in views.items():
+        slots = opt._snapshot()["slots"]
+        assert archive.files == ["meta"] + [f"{slot}.{i}" for slot in slots for i in range(5)]
+        for slot, arrays in slots.items():
             for i, x in enumerate(arrays):
                 found = archive[f"{slot}.{i}"]
                 assert (found.dtype, found.shape, found.tobytes()) == (
@@ -829,8 +829,8 @@ def changed(**entries):
     return lambda meta: {**meta, **entries}
 
 
-def without(name):
-    return lambda meta: {key: value for key, value in meta.items() if key != name}
+def without(name, **entries):
+    return lambda meta: {key: x for key, x in meta.items() if key != name} | entries
 
 
 def configured(**entries):
@@ -847,9 +847,9 @@ def nested(depth, inner="[", outer="]"):
 
 
 METAS = {
-    "format 2": (changed(format=2, new=1), "it has format 2; this version reads 1"),
-    "format 0": (changed(format=0), "it has format 0"),
-    "format 1.0": (changed(format=1.0), "has no format"),
+    "format 3": (changed(format=3, new=1), "it has format 3; this version reads 2"),
+    "format 1": (without("total_calls", format=1), "it has format 1"),
+    "format 2.0": (changed(format=2.0), "has no format"),
     "format True": (changed(format=True), "has no format"),
     "no format": (without("format"), "has no format"),
     "no JSON": (lambda meta: b"{", "Expecting"),
@@ -861,7 +861,7 @@ METAS = {
     "more behind it": (lambda meta: json.dumps(meta).encode() + b"1", "Extra data"),
     "another entry": (changed(pickle="x"), "has not the entries"),
     "no keys": (without("keys"), "has not the entries"),
-    "an entry twice": (raw("{", '{"format": 1, '), "an entry twice"),
+    "an entry twice": (raw("{", '{"format": 2, '), "an entry twice"),
     "an entry of config twice": (raw('"lr"', '"lr": 1, "lr"'), "an entry twice"),
     "NaN": (configured(lr=float("nan")), "the number NaN"),
     "Infinity": (configured(lr=float("inf")), "the number Infinity"),
@@ -881,9 +881,13 @@ METAS = {
     "iterations 2**63": (changed(iterations=2**63), "iterations is 9"),
     "calls -1": (changed(calls=-1), "calls is -1"),
     "calls 2**64": (changed(calls=2**64), "calls is 1"),
-    "calls without a sum": (changed(calls=1), "has no gradient_sum"),
+    "calls without a sum": (changed(calls=1, total_calls=9), "has no gradient_sum"),
+    "calls that are more than all": (changed(calls=1), "total_calls is 4, but 4 updates and 1 c"),
+    "total_calls -1": (changed(total_calls=-1), "total_calls is -1"),
+    "total_calls 2**62 + 1": (changed(total_calls=2**62 + 1), "total_calls is 4"),
+    "no total_calls": (without("total_calls"), "has not the entries"),
     "skipped None": (changed(skipped_steps=None), "skipped_steps is None"),
-    "pending without a sum": (changed(pending=[True, False]), "has no gradient_sum"),
+    "pending without a sum": (changed(pending=[True, False]), "calls is 0"),
     "pending of numbers": (changed(pending=[0, 0]), "pending is"),
     "pending of one": (changed(pending=[False]), "directory"),
     "pending of three": (changed(pending=[False] * 3), r"accumulator\.2 is not where"),
@@ -901,7 +905,7 @@ METAS = {
     "another class": (changed(class_name="Popen"), "it holds a 'Popen', not a 'RMSprop'"),
     "a class of any length": (changed(class_name="x" * 10**6), "it holds a 'xxx"),
     "no class": (changed(class_name=None), "class_name is None"),
-    "keys of one": (changed(keys=["a"]), "keys are 1, but there are 2"),
+    "keys of one": (changed(keys=["a"]), "there are 1 keys, but 2 accumulators"),
     "keys twice": (changed(keys=["a", "a"]), "keys has an entry twice"),
     "keys of lists": (changed(keys=[["a"], "b"]), r"keys has \(\['a'\], None\)"),
     "keys of None": (changed(keys=[None, "b"]), "keys has"),

@@ -1117,13 +1117,14 @@ def test_a_gradient_whose_square_overflows_is_refused_or_skipped_before_any_writ
             twin.step(twin_params, twin_grads)
             bad = [g.copy() for g in small_model()[1]]
             bad[2][3] = value
-            seen, count = memory(*params, *bad, *opt.get_weights()), opt.iterations
+            given = [] if "zero_grad" in more and mode == "skip" else bad  # those are cleared
+            seen, count = memory(*params, *given, *opt.get_weights()), opt.iterations
             try:
                 opt.step(params, bad)
                 refused = ""
             except ValueError as error:
                 refused = str(error)
-            assert memory(*params, *bad, *opt.get_weights()) == seen, "something was changed"
+            assert memory(*params, *given, *opt.get_weights()) == seen, "something was changed"
             assert opt.iterations == count
             if mode == "raise":
                 assert re.match(r"grads\[2\] holds NaN, infinity or", refused)

@@ -178,7 +178,7 @@ def expected(start, real):
     ema[...] = real(EMA) * ema + (real(1) - real(EMA)) * p
     out.append(x)
     third = 1.0 / 3.0
-    norm = reference.global_norm([start[1]], [start[1]]) * third
+    norm = reference.global_norm([start[1]]) * third
     numbers = [
         (1.0 / norm if norm >= 1 else 1.0) * -third,
         reference.learning_rate(SCALARS["lr"], DECAY, 12345),

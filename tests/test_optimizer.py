@@ -492,6 +492,9 @@ def test_copies_have_hyperparameters_of_their_own():
 def test_there_are_no_weights_before_the_first_step():
     opt = RMSprop()
     assert opt.get_weights() == opt.weights == []
+    with pytest.raises(ValueError, match=r"call build\(params\) or step first$"):
+        opt.set_weights([])
+    opt.build([])
     opt.set_weights([])
     assert opt.get_weights() == []
 

@@ -1,0 +1,81 @@
+"""What the state of an optimizer is between two calls, and which states no run can reach."""
+
+from __future__ import annotations  # NDArray's module takes a millisecond of the import
+
+import reprlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# What a position keeps, each made when an option first needs it: running means of the squared
+# gradients, the momentum, running means of the gradients and of the parameters, and the sum of the
+# gradients since the latest update.
+SLOTS = ("accumulator", "momentum", "average_gradient", "moving_average", "gradient_sum")
+
+# Updates; calls since the latest one; calls of all times without those that were skipped; these.
+COUNTS = ("iterations", "calls", "total_calls", "skipped_steps")
+LARGEST_COUNT = 2**62
+
+
+def check(state: Mapping[str, Any]) -> None:
+    """Raise for a state that no run can reach.
+
+    Parameters
+    ----------
+    state : mapping
+        COUNTS; ``keys``, a tuple or None; ``slots``, lists of arrays by name; and ``pending``, for
+        each position whether its gradient_sum holds a gradient.
+
+    Raises
+    ------
+    ValueError
+        With the entry that is wrong. Which options are set does not matter: they may be assigned
+        between any two calls, and what they leave or miss is put right at the next one.
+    """
+    for name in (*COUNTS, "keys", "slots", "pending"):
+        if name not in state:
+            raise ValueError(f"the state has no {name}")
+    for name in COUNTS:
+        count = state[name]
+        if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
+            raise ValueError(f"{name} is {reprlib.repr(count)}; it must be in [0, 2**62]")
+    iterations, calls, total, _ = (state[name] for name in COUNTS)
+    if total < iterations + calls:
+        raise ValueError(
+            f"total_calls is {total}, but {iterations} updates and {calls} calls are more"
+        )
+    slots, pending, keys = state["slots"], state["pending"], state["keys"]
+    _check_slots(slots)
+    count = len(slots.get("accumulator", ()))
+    if len(pending) != count or not all(type(x) is bool for x in pending):
+        raise ValueError(f"pending is {reprlib.repr(pending)}, but there are {count} accumulators")
+    if keys is not None and (not slots or len(keys) != count or len(set(keys)) != count):
+        raise ValueError(f"there are {len(keys)} keys, but {count} accumulators")
+    if calls > 0 and "gradient_sum" not in slots:
+        raise ValueError("it stopped between two updates, but has no gradient_sum")
+    if calls == 0 and any(pending):
+        raise ValueError("it has gradients of a cycle that has not begun: calls is 0")
+    for i, (total_gradient, some) in enumerate(
+        zip(slots.get("gradient_sum", ()), pending, strict=False)
+    ):
+        if not some and total_gradient.any():
+            raise ValueError(f"gradient_sum[{i}] is not 0, but no gradient is pending there")
+
+
+def _check_slots(slots: Mapping[str, list[NDArray[Any]]]) -> None:
+    """Raise unless all slots are known and like the accumulators."""
+    if slots and list(slots) != [x for x in SLOTS if x == "accumulator" or x in slots]:
+        raise ValueError(f"slots is {reprlib.repr(list(slots))}")
+    like = slots.get("accumulator", ())
+    for name, arrays in slots.items():
+        if len(arrays) != len(like):
+            raise ValueError(f"there are {len(arrays)} of {name}, but {len(like)} accumulators")
+        for i, (array, accumulator) in enumerate(zip(arrays, like, strict=True)):
+            if not isinstance(array, np.ndarray) or array.dtype.char not in "fd":
+                raise ValueError(f"{name}[{i}] is no array of float32 or float64")
+            if (array.shape, array.dtype.char) != (accumulator.shape, accumulator.dtype.char):
+                raise ValueError(f"{name}[{i}] is of another parameter than accumulator[{i}]")
