@@ -177,12 +177,11 @@ def end_in_float32(value: float) -> float | None:
 def check_float32(values: Mapping[str, float]) -> None:
     """Raise for a value that float32 rounds to another with which training ends."""
     for name, ends in ROUNDED_TO.items():
-        value = values[name]
-        if name == "epsilon" and values["bias_correction"]:
-            value *= 1 - values["rho"]  # what the first step makes of it
         if name == "weight_decay" and values["decoupled_weight_decay"]:
             continue  # it is lr that is multiplied by it
-        end = end_in_float32(value)
+        end = end_in_float32(values[name])
+        if name == "epsilon" and values["bias_correction"] and end is None:
+            end = end_in_float32(values[name] * (1 - values["rho"]))  # as the first step has it
         if end in ends:
             off = "0 itself" if ROWS[name].kind == "number" else "None"
             instead = {

@@ -55,7 +55,7 @@ def check(state: Mapping[str, Any]) -> None:
         raise ValueError(f"pending is {reprlib.repr(pending)}, but there are {count} accumulators")
     if keys is not None and (not slots or len(keys) != count or len(set(keys)) != count):
         raise ValueError(f"there are {len(keys)} keys, but {count} accumulators")
-    if calls > 0 and "gradient_sum" not in slots:
+    if calls > 0 and not slots.get("gradient_sum"):
         raise ValueError("it stopped between two updates, but has no gradient_sum")
     if calls == 0 and any(pending):
         raise ValueError("it has gradients of a cycle that has not begun: calls is 0")

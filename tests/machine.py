@@ -52,7 +52,7 @@ STEPS = schedules.PiecewiseConstantDecay([1, 5, 9], [0.5, 0.25, 2.0, 0.125])
 
 # What may be assigned; float32 makes of some what a step refuses.
 VALUES = {
-    "lr": [0.001, 0.1, 0.0, HALVING, STEPS, 1e39, 1e300],
+    "lr": [0.001, HALVING, STEPS, 0.1, 0.0, 1e39, 1e300],
     "rho": [0.9, 0.5, 0.0, 1.0, 0.999, 1 - 1e-9],
     "epsilon": [1e-8, 1e-3, 0.0, 1e-46, 1e39],
     "decay": [0.0, 0.5],
@@ -286,11 +286,16 @@ class Machine(RuleBasedStateMachine):
             setattr(self.opt, name, value)
             model.options[name] = wanted
 
-    @rule(data=st.data(), name=st.sampled_from(list(VALUES)))
-    def assign_an_option(self, data, name):
-        self.assign(name, data.draw(st.sampled_from(VALUES[name]), name))
+    @rule(data=st.data(), names=st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=4))
+    def assign_options(self, data, names):
+        for name in names:
+            self.assign(name, data.draw(st.sampled_from(VALUES[name]), name))
 
-    @rule(name=st.sampled_from(["momentum", "use_ema", "gradient_accumulation_steps", "centered"]))
+    @rule(steps=st.sampled_from(VALUES["gradient_accumulation_steps"]))
+    def change_the_cycle(self, steps):
+        self.assign("gradient_accumulation_steps", steps)
+
+    @rule(name=st.sampled_from(["momentum", "use_ema", "centered", "epsilon", "lr"]))
     def switch_off(self, name):
         self.assign(name, DEFAULTS[name])
 
@@ -616,7 +621,7 @@ class Machine(RuleBasedStateMachine):
             changes += [
                 lambda: slots.update(accumulator=slots["accumulator"][1:]),
                 lambda: slots.update(momentum=[np.zeros(77) for _ in self.shapes]),
-                lambda: slots.update(accumulator=[x.astype("f2") for x in slots["accumulator"]]),
+                lambda: slots.update(accumulator=[x.astype("c8") for x in slots["accumulator"]]),
                 lambda: state.update(keys=("a",) * (len(self.shapes) + 1)),
             ]
             if model.calls == 0:
@@ -859,12 +864,11 @@ class Machine(RuleBasedStateMachine):
             model.slots is None
             or (model.use_ema and framework != "keras3")
             or (model.momentum > 0 and model.lr_in_momentum != (framework != "torch"))
-            or (framework == "keras3" and iterations * model.cycle + calls > 2**62)
+            or (calls and not self.shapes)
+            or iterations * model.cycle + calls > 2**62
         ):
             return self.refused(call, ValueError)
         sums = slots.get("gradient_sum", [np.zeros(0)] * len(self.shapes))
-        if iterations * model.cycle + calls > 2**62:
-            return self.refused(call, ValueError)
         call()
         model.replace(slots, iterations, calls, [bool(x.any()) for x in sums])
 

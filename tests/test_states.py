@@ -135,6 +135,15 @@ def test_a_pickle_that_lacks_a_part_of_the_state_raises(name, tmp_path):
         RMSprop.__new__(RMSprop).__setstate__(state)
 
 
+def test_a_model_without_parameters_has_no_call_behind_it():
+    opt = RMSprop(gradient_accumulation_steps=2)
+    opt.build([])
+    state = opt.__getstate__()
+    state["state"] |= {"calls": 1, "total_calls": 1}
+    with pytest.raises(ValueError, match=r"has no gradient_sum$"):
+        RMSprop.__new__(RMSprop).__setstate__(state)
+
+
 def test_slots_of_another_form_than_the_accumulators_are_not_taken_over(tmp_path):
     for change in (
         lambda slots: slots["momentum"].pop(),
@@ -509,6 +518,14 @@ def test_float64_takes_such_a_scalar(name):
     w = np.ones(2)
     opt.step([w], [np.ones(2)])
     assert np.isfinite(w).all()
+
+
+@pytest.mark.parametrize("epsilon", [1e39, 1e-44])
+def test_the_bias_correction_makes_no_epsilon_fit_that_does_not(epsilon):
+    # Its factor is 1 - rho at the first step, and grows to 1.
+    opt = RMSprop(epsilon=epsilon, rho=0.999, bias_correction=True, epsilon_in_sqrt=True)
+    with pytest.raises(ValueError, match=rf"^epsilon={re.escape(repr(epsilon))} rounds to"):
+        opt.step([np.ones(2, np.float32)], [np.ones(2, np.float32)])
 
 
 def test_a_rate_that_only_its_factors_make_infinite_raises():

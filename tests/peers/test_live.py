@@ -79,6 +79,25 @@ def test_training_goes_on_after_state_came_over_and_after_it_went_back(name, dty
         assert_close(params, theirs.params(), case, dtype, f"call {call}")
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+@pytest.mark.parametrize("frequency", [None, 3])
+@pytest.mark.parametrize("cycle", [None, 4])
+def test_averages_follow_a_variable_without_gradients_as_in_keras(cycle, frequency):
+    start, grads = inputs("float64", 1.0)
+    arguments = {"learning_rate": LR, "use_ema": True, "ema_momentum": 0.9375}
+    arguments |= {"gradient_accumulation_steps": cycle, "ema_overwrite_frequency": frequency}
+    theirs = FRAMEWORKS["keras3"](start, arguments)
+    opt, params = RMSprop.like("keras3", **arguments), [p.copy() for p in start]
+    for g in grads[:20]:
+        params[1] += 0.5  # another program trains it
+        theirs.variables[1].assign(theirs.variables[1] + 0.5)
+        tensors = [None if i == 1 else theirs.ops.convert_to_tensor(x) for i, x in enumerate(g)]
+        theirs.optimizer.apply(tensors, theirs.variables)
+        opt.step(params, [None if i == 1 else x for i, x in enumerate(g)])
+        np.testing.assert_allclose(params[1], theirs.params()[1], rtol=1e-12)
+        np.testing.assert_allclose(opt.weights[4], theirs.averages()[1], rtol=1e-12)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_defaults_are_those_of_the_framework(framework):
     original = FRAMEWORKS[framework].original()
