@@ -1605,7 +1605,7 @@ cdef class Core:
                 "params is empty: there is nothing to do" if plan.count == 0 else
                 "all gradients since the latest update are None: there is nothing to do"
                 if job.summing else "all gradients are None: there is nothing to do")
-        rate = settings.lr
+        rate = settings.lr if job.updates else 0   # a schedule is asked for updates alone
         if settings.weight_decay > 1 and settings.decoupled_weight_decay != 0:
             rate *= settings.weight_decay
         if not rate * plan.scales[1] < INFINITY or (

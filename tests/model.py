@@ -156,6 +156,7 @@ class Model:
         for i, p in enumerate(params):
             apart = self.decoupled_weight_decay and self.weight_decay > 1
             rate = self.rate_of(i) * (self.weight_decay if apart else 1)
+            rate = rate if self.calls + 1 >= self.cycle else 0  # of updates alone
             with np.errstate(over="ignore"):
                 if np.isinf(p.dtype.type(rate)):
                     raise RefusedError

@@ -542,6 +542,10 @@ def test_a_rate_that_only_its_factors_make_infinite_raises():
     opt.step(w, g)
     with pytest.raises(ValueError, match=r"^lr=1e\+39 is infinite"):
         opt.step(w, g)
+    opt = RMSprop(lr=1e39, gradient_accumulation_steps=2)
+    opt.lr = lambda step: 0.1
+    for _ in range(2):
+        opt.step(w, g)  # what lr was before the schedule plays no part
     opt = RMSprop(lr=1e300, lr_scale=(0.0, 1e300))
     with pytest.raises(ValueError, match=r"^lr=1e\+300 times lr_scale is infinite"):
         opt.step(w, g)
