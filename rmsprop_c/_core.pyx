@@ -543,7 +543,7 @@ cdef void collect(const Tensor* t, const char* source, size_t first, size_t coun
     cdef cnp.npy_intp index[64]
     cdef cnp.npy_intp strides[64]
     cdef int axis, last = t.ndim - 1
-    cdef size_t done = 0, run, j
+    cdef size_t done = 0, run, place, j
     strides[0] = 1
     for axis in range(last):
         strides[axis + 1] = strides[axis] * t.shape[axis]
@@ -551,16 +551,16 @@ cdef void collect(const Tensor* t, const char* source, size_t first, size_t coun
         index[axis] = first % t.shape[axis]
         first //= t.shape[axis]
     while done < count:
-        first = 0
+        place = 0
         for axis in range(t.ndim):
-            first += index[axis] * strides[axis]
+            place += index[axis] * strides[axis]
         run = min(<size_t>(t.shape[last] - index[last]), count - done)
         if t.itemsize == 4:
             for j in range(run):
-                (<uint32_t*>target)[done + j] = (<const uint32_t*>source)[first + j * strides[last]]
+                (<uint32_t*>target)[done + j] = (<const uint32_t*>source)[place + j * strides[last]]
         else:
             for j in range(run):
-                (<uint64_t*>target)[done + j] = (<const uint64_t*>source)[first + j * strides[last]]
+                (<uint64_t*>target)[done + j] = (<const uint64_t*>source)[place + j * strides[last]]
         done += run
         index[last] = 0
         for axis in range(last - 1, -1, -1):
@@ -854,6 +854,8 @@ cdef class Plan:
         cdef int slot
         for slot in range(SLOTS):
             self.slots[slot] = None
+            self.slabs[slot] = NULL   # one was made if another thread has switched an option on
+            self.slab_sizes[slot] = 0
         self.made = self.kept = 0
 
     cdef int make(self, int slot, like) except -1:
@@ -882,6 +884,15 @@ cdef class Plan:
                 for i in range(self.count):
                     self.tensors[i].slots[slot] = NULL
         self.made = self.kept
+
+    cdef dict kept_slots(self, int bits):
+        """Those of some slots that the latest step has left, by name."""
+        cdef int slot
+        found = {}
+        for slot in range(SLOTS):
+            if self.kept & bits & 1 << slot:
+                found[SLOT_NAMES[slot]] = self.slots[slot]
+        return found
 
     cdef int fill(self, int slot, list values) except -1:
         """Set the arrays of a slot."""
@@ -1026,7 +1037,6 @@ cdef class Plan:
         """
         cdef Py_ssize_t i, low, high, middle
         cdef Tensor* t
-        cdef int slot
         cdef bint moved = not plain
         cdef Range r
         for i in range(self.count):
@@ -1038,6 +1048,9 @@ cdef class Plan:
             for i in range(1, self.range_count):
                 self.check_range(&self.ranges[i], "params", params, outer_params,
                                  self.ranges, i, "params", params, outer_params, plain)
+            for i in range(self.range_count):
+                if self.ranges[i].position < self.count:
+                    self.check_weights(&self.ranges[i], "params", outer_params)
         if zero_grad:
             self.grad_range_count = self.sort_ranges(self.grad_ranges, grads, True, plain)
             for i in range(1, self.grad_range_count):
@@ -1057,10 +1070,7 @@ cdef class Plan:
                     high = middle
             self.check_range(&r, "grads", grads, outer_grads,
                              self.ranges, low, "params", params, outer_params, plain)
-            for slot in range(SLOTS):
-                if r.low < self.slabs[slot] + self.slab_sizes[slot] and r.high > self.slabs[slot]:
-                    raise ValueError(f"{self.name('grads', i, outer_grads)} shares memory with the "
-                                     "optimizer's weights; pass a copy")
+            self.check_weights(&r, "grads", outer_grads)
         for i in range(self.count):
             t = &self.tensors[i]
             t.checked_param = t.param if plain else NULL
@@ -1113,6 +1123,15 @@ cdef class Plan:
                 raise ValueError(
                     f"{self.name(which, r.position, outer)} shares memory with "
                     f"{self.name(other_which, others[before].position, other_outer)}; pass a copy")
+        return 0
+
+    cdef int check_weights(self, const Range* r, which, outer) except -1:
+        """Refuse a range that shares memory with the slots."""
+        cdef int slot
+        for slot in range(SLOTS):
+            if r.low < self.slabs[slot] + self.slab_sizes[slot] and r.high > self.slabs[slot]:
+                raise ValueError(f"{self.name(which, r.position, outer)} shares memory with the "
+                                 "optimizer's weights; pass a copy")
         return 0
 
     cdef object array(self, given, Py_ssize_t position):
@@ -1375,8 +1394,8 @@ cdef class Core:
     cdef int needed              # bits of slots, and
     cdef int passes              # around it, as the settings want them
     cdef bint each
-    cdef int64_t changes         # of the settings, and
-    cdef int64_t fitting         # how many there were when float32 was seen to hold them
+    cdef int64_t changes         # of the settings so far, and
+    cdef int64_t fit_for         # how many of them there were when float32 was seen to hold them
     cdef int64_t steps
     cdef int64_t calls           # since the latest update: gradient_accumulation_steps
     cdef int64_t total_calls     # of all times, without those that were skipped
@@ -1408,6 +1427,8 @@ cdef class Core:
     cdef int enter(self) except -1:
         """Wait until no other thread is in a step of this optimizer, and begin one."""
         cdef PyThread_type_lock fresh_lock
+        if self.busy and self.owner == PyThread_get_thread_ident():
+            raise RuntimeError("this optimizer is in use further up in this very thread")
         if self.forks != rmsprop_threads_forks():
             # Threads that were in here, or at the lock, have stayed behind in the parent.
             fresh_lock = PyThread_allocate_lock()
@@ -1418,8 +1439,6 @@ cdef class Core:
             self.tidy()              # of a step that was being prepared in the parent
             self.forks = rmsprop_threads_forks()
         while self.busy:
-            if self.owner == PyThread_get_thread_ident():
-                raise RuntimeError("this optimizer is in use further up in this very thread")
             with nogil:
                 PyThread_acquire_lock(self.lock, WAIT_LOCK)
                 PyThread_release_lock(self.lock)
@@ -1493,20 +1512,21 @@ cdef class Core:
             self.hold()
             self.plan = new_plan(params, settings.initial_accumulator_value)
         cdef double lr = NAN
-        if self.schedule is not None and self.calls + 1 >= self.cycle():
-            self.hold()
-            lr = self.scheduled(self.schedule)
-        # While Python code runs another thread may assign options, so that more is needed.
-        while (self.plan.factors is not self.lr_scale or self.plan.excluded is not self.excluded
+        # While Python code runs another thread may assign options, so that more is needed. A
+        # schedule may replace itself: one is asked.
+        while ((lr != lr and self.schedule is not None and self.calls + 1 >= self.cycle())
+               or self.plan.factors is not self.lr_scale or self.plan.excluded is not self.excluded
                or self.needed & ~self.plan.made
-               or (self.plan.float32 and self.fitting != self.changes)):
+               or (self.plan.float32 and self.fit_for != self.changes)):
             self.hold()
+            if lr != lr and self.schedule is not None and self.calls + 1 >= self.cycle():
+                lr = self.scheduled(self.schedule)
             self.resolve(self.plan)
             self.plan.make_needed(self.needed, params)
             if self.plan.float32:
                 changes = self.changes
                 self._check_float32()
-                self.fitting = changes
+                self.fit_for = changes
         # From here to the end no Python code runs: what is read of the settings fits together.
         cycle = self.cycle()
         line_up_anew(job)
@@ -1570,7 +1590,6 @@ cdef class Core:
         cdef Plan plan
         cdef const Settings* settings = &job.settings
         cdef bint plain = False, checked = True
-        cdef double rate
         if self._suspended:
             raise RuntimeError("a step inside averaged() would be lost at its end")
         self.prepare(params, job, dry)
@@ -1605,12 +1624,8 @@ cdef class Core:
                 "params is empty: there is nothing to do" if plan.count == 0 else
                 "all gradients since the latest update are None: there is nothing to do"
                 if job.summing else "all gradients are None: there is nothing to do")
-        rate = settings.lr if job.updates else 0   # a schedule is asked for updates alone
-        if settings.weight_decay > 1 and settings.decoupled_weight_decay != 0:
-            rate *= settings.weight_decay
-        if not rate * plan.scales[1] < INFINITY or (
-                plan.float32 and not rate * plan.scales[0] < INFINITE_IN_FLOAT32):
-            raise arrays.infinite_rate(settings.lr, rate != settings.lr, self.lr_scale is not None)
+        if settings.lr > 1e3 or settings.weight_decay > 1e3 or self.lr_scale is not None:
+            self.check_rate(job)
         job.tensors = plan.tensors
         job.count = plan.count
         if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
@@ -1618,6 +1633,20 @@ cdef class Core:
             job.block_sums = plan.block_sums
         if plan.held is None and not (param_list is params and grad_list is grads):
             plan.held = [param_list, grad_list]   # our own tuples, and what only they may hold
+        return 0
+
+    cdef int check_rate(self, const Job* job) except -1:
+        """Raise if a learning rate of this step, or of decoupled decay, is infinite."""
+        cdef const Settings* settings = &job.settings
+        cdef double rate = settings.lr
+        cdef bint decayed = settings.decoupled_weight_decay != 0 and settings.weight_decay > 1
+        if decayed:
+            rate *= settings.weight_decay
+        if job.updates and (   # a schedule is asked for updates alone
+                not rate * self.plan.scales[1] < INFINITY
+                or (self.plan.float32
+                    and not rate * self.plan.scales[0] < INFINITE_IN_FLOAT32)):
+            raise arrays.infinite_rate(settings.lr, decayed, self.lr_scale is not None)
         return 0
 
     cdef int advance(self, params, grads) except -1:
@@ -1668,13 +1697,13 @@ cdef class Core:
         finally:
             self.leave()
 
-    cdef int refuse_nonfinite(self, grads) except -1:
+    cdef int refuse_nonfinite(self, grads, bint skips) except -1:
         """Count a step that was skipped, or raise for the gradient that was to blame."""
         cdef Py_ssize_t i, found = -1
         for i in range(self.plan.count):
             if self.plan.tensors[i].nonfinite and found < 0:
                 found = i
-        if self.settings.nonfinite == 2:
+        if skips:
             self.skipped_steps += 1
             return 0
         raise ValueError(f"{self.plan.name('grads', found, grads)} holds NaN, infinity or a number "
@@ -1756,9 +1785,10 @@ cdef class Core:
             State belongs to positions (keys of a dict), not to arrays: pass all parameters of a
             model in one call, and use one optimizer for a model.
         grads : of the same form as `params`
-            The gradients, each of its parameter's shape and dtype; only read. None leaves that
-            parameter and its accumulator as they are. Arrays of other libraries do where NumPy
-            reads them (`numpy.asarray`, DLPack), and a NumPy scalar for a 0-d parameter.
+            The gradients, each of its parameter's shape and dtype; only read, unless `zero_grad`
+            is on. None leaves that parameter and its state as they are, averages apart, and counts
+            as 0 in a cycle of `gradient_accumulation_steps`. Arrays of other libraries do where
+            NumPy reads them (`numpy.asarray`, DLPack), and a NumPy scalar for a 0-d parameter.
 
         Raises
         ------
@@ -1786,7 +1816,8 @@ cdef class Core:
 
         The callable keeps the arrays alive and reads gradients anew at every call, so compute them
         in place. Hyper-parameters stay live. Everything that `step` checks is checked here and at
-        every call. A subclass's own `step` is what it repeats; that checks by itself.
+        every call, with ``nonfinite="raise"`` the gradients' values too: fill a buffer of
+        `numpy.empty` before. A subclass's own `step` is what it repeats; that checks by itself.
 
         Returns
         -------
@@ -1818,7 +1849,7 @@ cdef class Core:
                     job.shares = 1
                     perform(&job)
                     if job.nonfinite:
-                        self.refuse_nonfinite(grads)
+                        self.refuse_nonfinite(grads, False)
                 self.plan.kept = self.plan.made
             finally:
                 self.leave()
@@ -1866,9 +1897,10 @@ cdef class Core:
 
     @property
     def iterations(self):
-        """int: number of updates done. Assign to it to resume a count (at most 2**62).
+        """int: number of updates done. Assign to it to resume a count.
 
-        A schedule then goes on at so many times gradient_accumulation_steps calls.
+        The number of calls that a schedule is given becomes that of so many cycles of
+        gradient_accumulation_steps, and of the calls since the latest update; it is at most 2**62.
         """
         return self.steps
 
@@ -1940,18 +1972,14 @@ cdef class Core:
     def _views(self):
         """Read-only views of the weights by slot name, each by position; {} before the first step.
         """
+        cdef Plan plan = self.plan   # no lock: it may be replaced meanwhile
         found = {}
-        if self.plan is not None:
-            for name, arrays in self.kept_slots(self.needed & ~(1 << GRADIENT_SUM)).items():
+        if plan is not None:
+            for name, arrays in plan.kept_slots(self.needed & ~(1 << GRADIENT_SUM)).items():
                 found[name] = [array.view() for array in arrays]
                 for view in found[name]:
                     view.flags.writeable = False
         return found
-
-    cdef dict kept_slots(self, int bits):
-        """Those of some slots that the latest step has left, by name."""
-        return {SLOT_NAMES[slot]: arrays for slot, arrays in enumerate(self.plan.slots)
-                if self.plan.kept & bits & 1 << slot}
 
     def _snapshot(self, bint weights=False):
         """The state between two steps, as `_restore` takes it, or its weights; arrays are copies.
@@ -1972,7 +2000,7 @@ cdef class Core:
                 state["pending"] = [bool(self.plan.tensors[i].pending)
                                     for i in range(self.plan.count)]
                 state["slots"] = {name: [x.copy(order="K") for x in arrays]
-                                  for name, arrays in self.kept_slots(bits).items()}
+                                  for name, arrays in self.plan.kept_slots(bits).items()}
             return state
         finally:
             self.leave()
@@ -1997,7 +2025,8 @@ cdef class Core:
             for name in slots:
                 slot = SLOT_NAMES.index(name)
                 if owned is None or not self.needed & 1 << slot or (
-                        [value.shape for value in slots[name]] != [mine.shape for mine in owned]):
+                        [(value.shape, value.dtype) for value in slots[name]]
+                        != [(mine.shape, mine.dtype) for mine in owned]):
                     raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
                 if not plan.made & 1 << slot:
                     plan.make(slot, owned)
@@ -2018,7 +2047,8 @@ cdef class Core:
             for i in range(plan.count):
                 plan.tensors[i].pending = pending is not None and pending[i]
             self.steps, self.calls, self.total_calls = steps, count, total
-            plan.kept = plan.made & self.needed
+            # Another thread may have assigned options since: a cycle keeps its sum.
+            plan.kept = plan.made & (self.needed | (1 << GRADIENT_SUM if count > 0 else 0))
             rmsprop_threads_leave()
         finally:
             self.leave()
@@ -2086,7 +2116,7 @@ cdef inline int run_step(Core self, params, grads) except -1:
             self.finish(&job, fresh)
             rmsprop_threads_leave()
     if job.nonfinite:
-        self.refuse_nonfinite(grads)
+        self.refuse_nonfinite(grads, job.settings.nonfinite == 2)
     return 0
 
 

@@ -57,7 +57,7 @@ def read(
         ``state_dict()`` of torch.optim.RMSprop; the arrays of ``variables`` of Keras's, in order;
         or the state of optax.rmsprop. Arrays are whatever `numpy.asarray` takes.
     slots : iterable of str
-        What state this optimizer has.
+        What state this optimizer has, or will have with its options.
     count : int
         How many parameters it has.
     cycle : int
@@ -166,7 +166,7 @@ def write(
         return leaf(np.array(value, replaced.dtype))
 
     if _known(framework) == "keras3":
-        if calls >= cycle > 0 and calls > 0:
+        if calls >= cycle:
             raise ValueError(
                 f"Keras can't end a cycle of {cycle} calls that has {calls} already; finish the "
                 "cycle first"

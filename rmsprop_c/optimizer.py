@@ -152,16 +152,14 @@ def checked(row: Hyperparameter, value: Any) -> float:
 
 # What float32 must not make of a value: with a rho of 1 accumulators stay, and a limit of 0 or a
 # divisor that is infinite ends training, as an infinite factor does.
+LIMITS = ("clipnorm", "clipvalue", "parameter_clipnorm")
 ROUNDED_TO = {
     "rho": (1.0,),
     "momentum": (1.0,),
     "ema_momentum": (1.0,),
     "epsilon": (0.0, INFINITY),
-    "initial_accumulator_value": (0.0,),
-    "clipnorm": (0.0,),
-    "clipvalue": (0.0,),
-    "parameter_clipnorm": (0.0,),
     "weight_decay": (INFINITY,),
+    **dict.fromkeys(LIMITS, (0.0,)),
 }
 
 
@@ -174,23 +172,30 @@ def end_in_float32(value: float) -> float | None:
     return INFINITY if value >= 2.0**128 - 2.0**103 else None
 
 
-def check_float32(values: Mapping[str, float]) -> None:
+def check_float32(values: Mapping[str, float], names: Iterable[str] = ROUNDED_TO) -> None:
     """Raise for a value that float32 rounds to another with which training ends."""
-    for name, ends in ROUNDED_TO.items():
-        if name == "weight_decay" and values["decoupled_weight_decay"]:
-            continue  # it is lr that is multiplied by it
-        end = end_in_float32(values[name])
-        if name == "epsilon" and values["bias_correction"] and end is None:
-            end = end_in_float32(values[name] * (1 - values["rho"]))  # as the first step has it
-        if end in ends:
-            off = "0 itself" if ROWS[name].kind == "number" else "None"
+    unused = {
+        "ema_momentum": not values["use_ema"],
+        "weight_decay": values["decoupled_weight_decay"],  # it is lr that is multiplied by it
+    }
+    for name in names:
+        end = None if unused.get(name) else end_in_float32(values[name])
+        if end in ROUNDED_TO[name]:
             instead = {
-                0.0: f"at least 1e-45, or {off}",
+                0.0: "at least 1e-45, or " + ("0 itself" if name == "epsilon" else "None"),
                 1.0: "at most 0.9999999, or 1 itself",
                 INFINITY: "at most 3.4e38",
             }
             raise ValueError(
                 f"{name}={values[name]!r} rounds to {end:g} in float32; use {instead[end]}"
+            )
+    if values["bias_correction"] and "epsilon" in names:
+        factor = 1 - values["rho"]  # of the first step, the least
+        factor = factor if values["epsilon_in_sqrt"] else factor**0.5
+        if end_in_float32(values["epsilon"] * factor) == 0:
+            raise ValueError(
+                f"epsilon={values['epsilon']!r} rounds to 0 in float32, multiplied by the bias "
+                "correction's factor; use a larger one, or 0 itself"
             )
 
 
@@ -430,8 +435,8 @@ class Optimizer(_core.Core):
         else:
             self._set_lr(None, checked(ROWS["lr"], value))
 
-    def _check_float32(self) -> None:
-        check_float32({name: self._get_setting(i) for i, name in enumerate(NUMBERS)})
+    def _check_float32(self, names: Iterable[str] = ROUNDED_TO) -> None:
+        check_float32({name: self._get_setting(i) for i, name in enumerate(NUMBERS)}, names)
 
     @staticmethod
     def _lr_at(schedule: Callable[[int], float], call: int) -> float:
@@ -585,22 +590,26 @@ class Optimizer(_core.Core):
         ----------
         params : list or tuple of ndarray, dict of ndarray, or ndarray
             As for `step`. Changed in place, and back to the same bits at the end, whatever has been
-            done to them meanwhile. A step in between is refused.
+            written to them meanwhile.
 
         Raises
         ------
-        ValueError
-            If use_ema is off, or `params` do not fit.
+        TypeError, ValueError
+            If use_ema is off, or `params` do not fit or are read-only; nothing has changed then. At
+            the end, by name, for arrays that can't be written any more; all others are set back.
+        RuntimeError
+            For a step in between, or another `averaged`.
         """
-        arrays, averages = self._averages(params)
+        names, arrays, averages = self._averages(params)
+        saved: list[NDArray[Any]] = []
         self._suspend(True)
-        saved = [array.copy() for array in arrays]
         try:
+            saved += [array.copy() for array in arrays]
             _write(arrays, averages)
             yield
         finally:
             self._suspend(False)
-            _restore(params, arrays, saved)
+            _set_back(names, arrays, saved)
 
     def finalize_variable_values(self, params: Model) -> None:
         """Set parameters to their moving averages for good, as in Keras 3.
@@ -610,22 +619,24 @@ class Optimizer(_core.Core):
         params : list or tuple of ndarray, dict of ndarray, or ndarray
             As for `step`. Changed in place.
         """
-        _write(*self._averages(params))
+        _, arrays, averages = self._averages(params)
+        _write(arrays, averages)
 
-    def _averages(self, params: Model) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-        """The parameters and their averages, by position."""
+    def _averages(self, params: Model) -> tuple[list[str], list[NDArray[Any]], list[NDArray[Any]]]:
+        """What errors call the parameters, these, and their averages, by position."""
         if not self.use_ema:
             raise ValueError("there are no averages: make the optimizer with use_ema=True")
         if self._suspended:
             raise RuntimeError("the parameters are their averages already: inside averaged()")
-        model = params if isinstance(params, (list, tuple, dict, np.ndarray)) else ()
-        for key, array in params.items() if isinstance(params, dict) else enumerate(_arrays(model)):
-            if isinstance(array, np.ndarray) and not array.flags.writeable:
-                raise ValueError(f"{_called(params, key)} is read-only; pass a writeable array")
+        if isinstance(params, (list, tuple, dict, np.ndarray)):  # else build raises
+            for name, array in zip(_names(params), _arrays(params), strict=True):
+                if isinstance(array, np.ndarray) and not array.flags.writeable:
+                    raise ValueError(f"{name} is read-only; pass a writeable array")
         self.build(params)
         keys = self._keys()
-        arrays = _arrays(params) if keys is None else [params[key] for key in keys]
-        return arrays, self._views()["moving_average"]
+        if keys is not None:
+            params = {key: params[key] for key in keys}
+        return _names(params), _arrays(params), self._views()["moving_average"]
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, NDArray[Any]]]) -> None:
         """One step from pairs of a gradient and its parameter, as in Keras.
@@ -724,22 +735,25 @@ class Optimizer(_core.Core):
         """
         params, constraints, loss = _update_arguments(args, kwargs)
         chosen = _chosen_constraints(constraints, params)
-        iterations, calls, skipped = self._counts()
         if getattr(self.get_gradients, "__func__", None) is Optimizer.get_gradients:
             value, grads = self._evaluate(loss, params)  # step clips them
-            self.step(params, grads)
-            self.last_loss = value
         else:
-            self.step(params, self.get_gradients(loss, params))
-        now = self._counts()
-        if now[2] != skipped:
+            grads = self.get_gradients(loss, params)
+            value = self.last_loss
+        before = self._counts()
+        self.step(params, grads)
+        self.last_loss = value
+        updates_made, calls, skipped = (
+            now - then for now, then in zip(self._counts(), before, strict=True)
+        )
+        if skipped:
             return []
-        if now[0] == iterations and now[1] != calls:  # a subclass's own step may count nothing
+        if calls and not updates_made:  # a subclass's own step may count nothing
             chosen = {}
         updates: list[NDArray[Any]] = []
         if self.decay > 0:
             updates.append(np.array(self.iterations, np.int64))
-        states = self._views().values()  # none where a subclass's own step keeps its own
+        kept = self._views().values()  # none where a subclass's own step keeps its own
         names = self._keys() or (
             params if isinstance(params, dict) else range(len(_arrays(params)))
         )
@@ -747,7 +761,7 @@ class Optimizer(_core.Core):
             param = params if isinstance(params, np.ndarray) else params[name]
             if chosen.get(name) is not None:
                 _constrain(chosen[name], name, param)
-            updates += [*(arrays[i] for arrays in states), param]
+            updates += [*(arrays[i] for arrays in kept), param]
         return updates
 
     @property
@@ -886,7 +900,8 @@ class Optimizer(_core.Core):
             PyTorch's ``state_dict()``; the values of Keras 3's ``optimizer.variables``, in order;
             optax's state. The leaves are NumPy arrays, or anything that `numpy.asarray` takes. It
             holds no hyper-parameters for us: make the optimizer with `RMSprop.like`, and call
-            `build` with the parameters first.
+            `build` with the parameters first. In the middle of a cycle, which Keras's can be, a
+            parameter whose sum is 0 counts as one that has had no gradient in it.
 
         Raises
         ------
@@ -956,7 +971,16 @@ class Optimizer(_core.Core):
         Returns
         -------
         dict, list or tree
-            Like `state`, with copies of our arrays.
+            Like `state`, with copies of our arrays and counts, in the dtypes of those they replace.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no state yet; if `state` is of another form, of other options or shapes; and
+            for what that framework can't continue: averages (torch, optax), a momentum with or
+            without the learning rate in it, a cycle of gradient_accumulation_steps (Keras alone
+            can, if it has not been shortened), a schedule whose calls Keras would count otherwise,
+            a count that its integers can't hold.
         """
         from . import interchange
 
@@ -965,8 +989,10 @@ class Optimizer(_core.Core):
         for name in self._needed():
             if name in snapshot["slots"]:
                 slots[name] = snapshot["slots"][name]
-            elif not snapshot["slots"] or name == "moving_average":
+            elif not snapshot["slots"]:
                 raise ValueError("there is no state yet; call build(params) or step first")
+            elif name == "moving_average":
+                raise ValueError("there are no averages yet; call build(params) or step first")
             else:  # of an option that has been set since, as the next step makes it
                 slots[name] = [np.zeros_like(x) for x in snapshot["slots"]["accumulator"]]
         self._refuse_other_momentum(framework)
@@ -1006,13 +1032,17 @@ class Optimizer(_core.Core):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._restore(state["state"])
         schedule, *others = state["objects"]
         values = {name: shown(ROWS[name], state["settings"][name]) for name in NUMBERS}
         values["lr"] = values["lr"] if schedule is None else schedule
         values |= zip(("lr_scale", "exclude_from_weight_decay"), others, strict=True)
-        for name, value in values.items():  # what they must not be is the same as ever
+        states.check(state["state"])
+        for name, value in values.items():  # checked as where they are assigned
             vars(Optimizer)[name].fset(self, value)
+        found = {name: self._get_setting(i) for i, name in enumerate(NUMBERS)}
+        if any(repr(found[name]) != repr(state["settings"][name]) for name in NUMBERS[1:]):
+            raise ValueError(f"settings are {state['settings']}, which no arguments make")
+        self._restore(state["state"])
         self.__dict__.update(state["attributes"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -1074,8 +1104,8 @@ class Optimizer(_core.Core):
 
     def _clipped(self, grads: Any, params: Model) -> Any:
         """Gradients as `step` clips them, in new arrays; as they are where clipping is off."""
-        limits = (self.clipnorm, self.clipvalue, self.parameter_clipnorm)
-        if all((limit or 0) <= 0 for limit in limits):
+        limits = {name: getattr(self, name) for name in LIMITS}
+        if all((limit or 0) <= 0 for limit in limits.values()):
             return grads
         if isinstance(grads, (list, tuple)) and len(grads) != len(params):
             raise ValueError(
@@ -1083,8 +1113,8 @@ class Optimizer(_core.Core):
             )
         checked_params, checked_grads = arrays.gradients(params, grads)
         if any(p.dtype.char == "f" for p in checked_params):
-            self._check_float32()
-        return _like(params, reference.clip(checked_grads, *limits))
+            self._check_float32(LIMITS)
+        return _like(params, reference.clip(checked_grads, **limits))
 
 
 def _arrays(model: Model) -> list[Any]:
@@ -1094,9 +1124,11 @@ def _arrays(model: Model) -> list[Any]:
     return list(model.values()) if isinstance(model, dict) else list(model)
 
 
-def _called(model: Model, key: Any) -> str:
-    """How errors call an array of a model."""
-    return "params" if isinstance(model, np.ndarray) else f"params[{key!r}]"
+def _names(model: Model) -> list[str]:
+    """What errors call the arrays of a model, in its order."""
+    if isinstance(model, np.ndarray):
+        return ["params"]
+    return [f"params[{key!r}]" for key in (model if isinstance(model, dict) else range(len(model)))]
 
 
 def _write(arrays: list[NDArray[Any]], values: list[NDArray[Any]]) -> None:
@@ -1104,15 +1136,16 @@ def _write(arrays: list[NDArray[Any]], values: list[NDArray[Any]]) -> None:
         array[...] = value
 
 
-def _restore(model: Model, arrays: list[NDArray[Any]], saved: list[NDArray[Any]]) -> None:
+def _set_back(names: list[str], arrays: list[NDArray[Any]], saved: list[NDArray[Any]]) -> None:
     """Give each parameter its value back; raise for those that can't be written any more."""
-    keys = list(model) if isinstance(model, dict) else range(len(arrays))
     lost = []
-    for key, array, value in zip(keys, arrays, saved, strict=True):
+    for name, array, value in zip(
+        names, arrays, saved, strict=False
+    ):  # none, if not all were saved
         try:
             array[...] = value
         except (ValueError, TypeError) as error:
-            lost.append(f"{_called(model, key)} ({error})")
+            lost.append(f"{name} ({error})")
     if lost:
         raise ValueError(
             f"{', '.join(lost)} can't be set back and still holds its average; all others are as "

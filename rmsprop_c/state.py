@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # gradients since the latest update.
 SLOTS = ("accumulator", "momentum", "average_gradient", "moving_average", "gradient_sum")
 
-# Updates; calls since the latest one; calls of all times without those that were skipped; these.
+# Updates; calls since the latest one; all calls, but for skipped ones; and skipped ones.
 COUNTS = ("iterations", "calls", "total_calls", "skipped_steps")
 LARGEST_COUNT = 2**62
 
@@ -51,18 +51,20 @@ def check(state: Mapping[str, Any]) -> None:
     slots, pending, keys = state["slots"], state["pending"], state["keys"]
     _check_slots(slots)
     count = len(slots.get("accumulator", ()))
-    if len(pending) != count or not all(type(x) is bool for x in pending):
+    if type(pending) is not list or len(pending) != count or {*map(type, pending)} - {bool}:
         raise ValueError(f"pending is {reprlib.repr(pending)}, but there are {count} accumulators")
-    if keys is not None and (not slots or len(keys) != count or len(set(keys)) != count):
+    if keys is not None and (type(keys) is not tuple or not slots or len(keys) != count):
         raise ValueError(f"there are {len(keys)} keys, but {count} accumulators")
+    if keys is not None and len(set(keys)) != count:
+        raise ValueError(f"keys has an entry twice: {reprlib.repr(keys)}")
     if calls > 0 and not slots.get("gradient_sum"):
-        raise ValueError("it stopped between two updates, but has no gradient_sum")
+        raise ValueError(
+            f"calls is {calls}, in the middle of a cycle, but there is no gradient_sum"
+        )
     if calls == 0 and any(pending):
-        raise ValueError("it has gradients of a cycle that has not begun: calls is 0")
-    for i, (total_gradient, some) in enumerate(
-        zip(slots.get("gradient_sum", ()), pending, strict=False)
-    ):
-        if not some and total_gradient.any():
+        raise ValueError("there are gradients of a cycle that has not begun: calls is 0")
+    for i, gradient_sum in enumerate(slots.get("gradient_sum", ())):
+        if not pending[i] and gradient_sum.any():
             raise ValueError(f"gradient_sum[{i}] is not 0, but no gradient is pending there")
 
 

@@ -179,16 +179,21 @@ class Model:
                 for name, value in self.options.items()
                 if isinstance(value, float)
             }
-        for name in ("rho", "momentum", "ema_momentum"):
+        for name in ("rho", "momentum", *(["ema_momentum"] if self.use_ema else [])):
             if single[name] == 1 != self.options[name]:
                 raise RefusedError
-        epsilon = self.epsilon * (1 - self.rho) if self.bias_correction else self.epsilon
-        if math.isinf(single["epsilon"]) or (epsilon and not np.float32(epsilon)):
+        if math.isinf(single["epsilon"]) or (self.epsilon and not single["epsilon"]):
+            raise RefusedError
+        first = 1 - self.rho if self.epsilon_in_sqrt else math.sqrt(1 - self.rho)
+        if self.bias_correction and self.epsilon and not np.float32(self.epsilon * first):
             raise RefusedError
         if math.isinf(single["weight_decay"]) and not self.decoupled_weight_decay:
             raise RefusedError
-        for name in ("clipnorm", "clipvalue", "parameter_clipnorm", "initial_accumulator_value"):
-            if (self.options[name] or 0) > 0 and single[name] == 0:
+        self.check_limits()
+
+    def check_limits(self):
+        for name in ("clipnorm", "clipvalue", "parameter_clipnorm"):
+            if (self.options[name] or 0) > 0 and np.float64(self.options[name]) <= 2.0**-150:
                 raise RefusedError
 
     def current_rate(self):

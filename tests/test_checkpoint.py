@@ -881,7 +881,7 @@ METAS = {
     "iterations 2**63": (changed(iterations=2**63), "iterations is 9"),
     "calls -1": (changed(calls=-1), "calls is -1"),
     "calls 2**64": (changed(calls=2**64), "calls is 1"),
-    "calls without a sum": (changed(calls=1, total_calls=9), "has no gradient_sum"),
+    "calls without a sum": (changed(calls=1, total_calls=9), "there is no gradient_sum"),
     "calls that are more than all": (changed(calls=1), "total_calls is 4, but 4 updates and 1 c"),
     "total_calls -1": (changed(total_calls=-1), "total_calls is -1"),
     "total_calls 2**62 + 1": (changed(total_calls=2**62 + 1), "total_calls is 4"),
