@@ -109,6 +109,7 @@ cdef extern from "rmsprop.h" nogil:
     ctypedef void (*rmsprop_kernel_f64)(double*, const double*, double*, double*, double*, size_t,
                                         const rmsprop_scalars*) noexcept nogil
     size_t rmsprop_block_count(size_t n)
+    void RMSPROP_PREFETCH(const void* address, size_t ahead)
 
 cdef extern from "_kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
@@ -272,6 +273,9 @@ cdef enum:
 cdef tuple SLOT_NAMES = states.SLOTS
 cdef int64_t LARGEST_COUNT = states.LARGEST_COUNT
 
+cdef enum:
+    PANEL = 1 << 16   # elements that the norm copies at a time where they lie in Fortran's order
+
 # The smallest double that float32 rounds to infinity.
 cdef double INFINITE_IN_FLOAT32 = 2.0 ** 128 - 2.0 ** 103
 
@@ -348,9 +352,11 @@ ctypedef struct Job:
     Settings settings        # as they were when the step began
     rmsprop_scalars scalars
     double* block_sums
+    char* panels             # of each share: PANEL elements in C's order
     size_t blocks
     int nonfinite
     int shares
+    bint fresh               # in a team of their own
 
 
 cdef inline void line_up_anew(Job* job) noexcept:
@@ -511,7 +517,7 @@ cdef void sum_share(const void* argument, int k) noexcept nogil:
         grad = t.slots[GRADIENT_SUM] if job.summing else t.grad
         sums = job.block_sums + t.first_block + begin // RMSPROP_BLOCK
         if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS:
-            sum_across(t, grad, begin, end, sums)
+            sum_across(t, grad, begin, end, sums, job.panels + <size_t>k * PANEL * sizeof(double))
             continue
         if job.summing:
             update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
@@ -521,52 +527,69 @@ cdef void sum_share(const void* argument, int k) noexcept nogil:
             kernels.block_sums_f64(<const double*>grad + begin, end - begin, sums)
 
 
-cdef void sum_across(const Tensor* t, const char* grad, size_t begin, size_t end,
-                     double* sums) noexcept nogil:
+cdef void sum_across(const Tensor* t, const char* grad, size_t begin, size_t end, double* sums,
+                     void* panel) noexcept nogil:
     """Sum the squares of the blocks of a gradient in Fortran's order: the norm follows C's."""
-    cdef uint64_t block[4096]   # RMSPROP_BLOCK elements of either dtype
     cdef size_t count
     while begin < end:
-        count = min(end - begin, RMSPROP_BLOCK)
-        collect(t, grad, begin, count, block)
+        count = min(end - begin, <size_t>PANEL)
+        collect(t, grad, begin, count, panel)
         if t.type == cnp.NPY_FLOAT32:
-            kernels.block_sums_f32(<const float*>block, count, sums)
+            kernels.block_sums_f32(<const float*>panel, count, sums)
         else:
-            kernels.block_sums_f64(<const double*>block, count, sums)
+            kernels.block_sums_f64(<const double*>panel, count, sums)
         begin += count
-        sums += 1
+        sums += PANEL // RMSPROP_BLOCK
 
 
 cdef void collect(const Tensor* t, const char* source, size_t first, size_t count,
                   void* target) noexcept nogil:
-    """Copy `count` elements from the `first` on in C's order out of a buffer in Fortran's."""
+    """Copy `count` elements from the `first` on in C's order out of a buffer in Fortran's.
+
+    It is read column by column, the elements of which lie side by side, and asked of memory 16
+    columns ahead. Row by row every element is a cache line of its own: a step of 1000x4000 float32
+    with clipnorm took 21 ms on a Zen 1, this way 9, and 4.8 in C's order.
+    """
     cdef cnp.npy_intp index[64]
     cdef cnp.npy_intp strides[64]
-    cdef int axis, last = t.ndim - 1
-    cdef size_t done = 0, run, place, j
-    strides[0] = 1
-    for axis in range(last):
-        strides[axis + 1] = strides[axis] * t.shape[axis]
-    for axis in range(last, -1, -1):
-        index[axis] = first % t.shape[axis]
-        first //= t.shape[axis]
-    while done < count:
-        place = 0
-        for axis in range(t.ndim):
-            place += index[axis] * strides[axis]
-        run = min(<size_t>(t.shape[last] - index[last]), count - done)
+    cdef size_t columns = <size_t>t.size // t.shape[0]   # of all axes but the first
+    cdef size_t first_row = first // columns, last_row = (first + count - 1) // columns
+    cdef size_t head = first % columns, tail = (first + count - 1) % columns
+    cdef size_t column = head, rest = head, place = 0, far, at, row, end
+    cdef const char* ahead
+    cdef int axis
+    strides[1] = t.shape[0]
+    for axis in range(2, t.ndim):
+        strides[axis] = strides[axis - 1] * t.shape[axis - 1]
+    far = 16 * strides[t.ndim - 1] * t.itemsize
+    for axis in range(t.ndim - 1, 0, -1):
+        index[axis] = rest % t.shape[axis]
+        rest //= t.shape[axis]
+        place += index[axis] * strides[axis]
+    for _ in range(min(columns, count)):
+        row = first_row if column >= head else first_row + 1
+        end = last_row + 1 if column <= tail else last_row
+        at = row * columns + column - first
+        ahead = source + (place + row) * t.itemsize
+        RMSPROP_PREFETCH(ahead, far)
+        RMSPROP_PREFETCH(ahead, far + 64)
         if t.itemsize == 4:
-            for j in range(run):
-                (<uint32_t*>target)[done + j] = (<const uint32_t*>source)[place + j * strides[last]]
+            while row < end:
+                (<uint32_t*>target)[at] = (<const uint32_t*>source)[place + row]
+                row += 1
+                at += columns
         else:
-            for j in range(run):
-                (<uint64_t*>target)[done + j] = (<const uint64_t*>source)[place + j * strides[last]]
-        done += run
-        index[last] = 0
-        for axis in range(last - 1, -1, -1):
+            while row < end:
+                (<uint64_t*>target)[at] = (<const uint64_t*>source)[place + row]
+                row += 1
+                at += columns
+        column = column + 1 if column + 1 < columns else 0
+        for axis in range(t.ndim - 1, 0, -1):
+            place += strides[axis]
             index[axis] += 1
             if index[axis] < t.shape[axis]:
                 break
+            place -= index[axis] * strides[axis]
             index[axis] = 0
 
 
@@ -773,6 +796,8 @@ cdef class Plan:
     cdef Py_ssize_t slab_sizes[SLOTS]
     cdef double* block_sums
     cdef size_t block_capacity
+    cdef char* panels
+    cdef int panel_capacity
     cdef list held               # staged copies of the step under way
     cdef int kept                # bits of the slots that stay if the step under way is refused
     cdef object factors          # the lr_scale and
@@ -919,6 +944,7 @@ cdef class Plan:
         PyMem_Free(self.ranges)
         PyMem_Free(self.grad_ranges)
         PyMem_Free(self.block_sums)
+        PyMem_Free(self.panels)
 
     cdef object name(self, which, Py_ssize_t position, container):
         name = arrays.label(which, self.keys if self.labels is None else self.labels,
@@ -1148,6 +1174,16 @@ cdef class Plan:
             except KeyError:
                 pass
         return arrays.positions(container, which, self.keys, self.count)
+
+    cdef int allocate_panels(self, int shares) except -1:
+        cdef char* grown
+        if shares > self.panel_capacity:
+            grown = <char*>PyMem_Realloc(self.panels, <size_t>shares * PANEL * sizeof(double))
+            if grown == NULL:
+                raise MemoryError()
+            self.panels = grown
+            self.panel_capacity = shares
+        return 0
 
     cdef int allocate_block_sums(self, size_t blocks) except -1:
         cdef double* grown
@@ -1628,9 +1664,14 @@ cdef class Core:
             self.check_rate(job)
         job.tensors = plan.tensors
         job.count = plan.count
+        job.fresh = False
+        job.shares = 1 if dry else threads_for(job.elements, &job.fresh)
         if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
             plan.allocate_block_sums(job.blocks)
             job.block_sums = plan.block_sums
+            if plan.transposed:
+                plan.allocate_panels(job.shares)
+                job.panels = plan.panels
         if plan.held is None and not (param_list is params and grad_list is grads):
             plan.held = [param_list, grad_list]   # our own tuples, and what only they may hold
         return 0
@@ -1737,10 +1778,10 @@ cdef class Core:
             self.pace[team] += 0.25 * (pace - self.pace[team])
         self.long_steps = n + 1
 
-    cdef void finish(self, Job* job, bint fresh) noexcept nogil:
+    cdef void finish(self, Job* job) noexcept nogil:
         cdef Py_ssize_t i
         cdef Tensor* t
-        if fresh and job.shares > 1:
+        if job.fresh and job.shares > 1:
             self.perform_fresh(job)
         else:
             perform(job)
@@ -1846,7 +1887,6 @@ cdef class Core:
             try:
                 self.attach(params, grads, &job, True)
                 if job.settings.nonfinite == 1:
-                    job.shares = 1
                     perform(&job)
                     if job.nonfinite:
                         self.refuse_nonfinite(grads, False)
@@ -2104,16 +2144,14 @@ cdef class Core:
 cdef inline int run_step(Core self, params, grads) except -1:
     """The step, once no other is under way."""
     cdef Job job
-    cdef bint fresh = False
     self.attach(params, grads, &job, False)
-    job.shares = threads_for(job.elements, &fresh)
     if job.elements < unlocked_minimum and job.shares == 1:
-        self.finish(&job, False)
+        self.finish(&job)
     else:
         self.hold()
         with nogil:
             rmsprop_threads_enter()
-            self.finish(&job, fresh)
+            self.finish(&job)
             rmsprop_threads_leave()
     if job.nonfinite:
         self.refuse_nonfinite(grads, job.settings.nonfinite == 2)
