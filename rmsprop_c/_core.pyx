@@ -25,7 +25,6 @@ from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
 import copy
-import operator
 import os
 
 import numpy as np
@@ -1375,19 +1374,6 @@ cdef bint count_up(capsule) except -1:
     return True
 
 
-def checked_iterations(value, name):
-    """The count as an int, or an error that names it."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; iterations must be an integer") from None
-    if not 0 <= count <= LARGEST_COUNT:
-        raise ValueError(f"{name} is {value!r}; iterations must be in [0, 2**62]")
-    return count
-
-
 @cython.final
 @cython.auto_pickle(False)
 cdef class Bound:
@@ -1946,21 +1932,13 @@ cdef class Core:
 
     @iterations.setter
     def iterations(self, value):
-        cdef int64_t count = checked_iterations(value, "iterations"), total
+        cdef int64_t count = states.checked_count(value, "iterations"), total
         self.enter()
         try:
-            total = self.total_of(count, self.calls)
+            total = states.total_calls(count, self.cycle(), self.calls)
             self.steps, self.total_calls = count, total
         finally:
             self.leave()
-
-    cdef int64_t total_of(self, iterations, calls) except -1:
-        """How many calls so many updates take, with those behind them."""
-        total = iterations * int(self.cycle()) + calls
-        if total > LARGEST_COUNT:
-            raise ValueError(f"{iterations} iterations of {self.cycle()} calls are more than the "
-                             "2**62 calls that can be counted")
-        return total
 
     def _get_setting(self, int i):
         return (<double*>&self.settings)[i]
@@ -2065,8 +2043,7 @@ cdef class Core:
             for name in slots:
                 slot = SLOT_NAMES.index(name)
                 if owned is None or not self.needed & 1 << slot or (
-                        [(value.shape, value.dtype) for value in slots[name]]
-                        != [(mine.shape, mine.dtype) for mine in owned]):
+                        states.forms(slots[name]) != states.forms(owned)):
                     raise RuntimeError("another thread has rebuilt the optimizer meanwhile")
                 if not plan.made & 1 << slot:
                     plan.make(slot, owned)
@@ -2075,7 +2052,7 @@ cdef class Core:
                     pairs.append((own, np.asarray(x, order="F" if fortran else "C")))
             steps, total = self.steps, self.total_calls
             if iterations is not None:
-                steps, total = iterations, self.total_of(iterations, calls)
+                steps, total = iterations, states.total_calls(iterations, self.cycle(), calls)
             # No call of NumPy's: it would let go of the GIL, and a fork could find half of it.
             rmsprop_threads_enter()
             if plan.made & 1 << GRADIENT_SUM:

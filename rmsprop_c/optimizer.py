@@ -804,7 +804,7 @@ class Optimizer(_core.Core):
         own = [view for views in slots.values() for view in views]
         iterations = None
         if own and len(given) == len(own) + 1 and np.shape(given[0]) == ():
-            iterations = _core.checked_iterations(given.pop(0), "weights[0]")
+            iterations = states.checked_count(given.pop(0), "weights[0]")
         if len(given) != len(own) or not slots:
             raise ValueError(
                 f"Length of the specified weight list ({len(given)}) does not match the number of "
@@ -942,7 +942,7 @@ class Optimizer(_core.Core):
         updates, total, skipped = self._counts()
         if iterations is not None:
             updates = iterations
-            total = iterations * (self.gradient_accumulation_steps or 1) + calls
+            total = states.total_calls(iterations, self.gradient_accumulation_steps or 1, calls)
         states.check(
             {"iterations": updates, "calls": calls, "total_calls": total, "skipped_steps": skipped}
             | {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations  # NDArray's module takes a millisecond of the import
 
+import operator
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,35 @@ SLOTS = ("accumulator", "momentum", "average_gradient", "moving_average", "gradi
 # Updates; calls since the latest one; all calls, but for skipped ones; and skipped ones.
 COUNTS = ("iterations", "calls", "total_calls", "skipped_steps")
 LARGEST_COUNT = 2**62
+
+
+def checked_count(value: Any, name: str) -> int:
+    """The count as an int, or an error that names it."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; iterations must be an integer") from None
+    if not 0 <= count <= LARGEST_COUNT:
+        raise ValueError(f"{name} is {value!r}; iterations must be in [0, 2**62]")
+    return count
+
+
+def total_calls(iterations: int, cycle: int, calls: int) -> int:
+    """How many calls so many updates take, each a cycle of them, and those behind them."""
+    total = iterations * cycle + calls
+    if total > LARGEST_COUNT:
+        raise ValueError(
+            f"{iterations} iterations of {cycle} calls are more than the 2**62 calls that can be "
+            "counted"
+        )
+    return total
+
+
+def forms(arrays: Iterable[NDArray[Any]]) -> list[tuple[Any, ...]]:
+    """Shapes and dtypes."""
+    return [(array.shape, array.dtype) for array in arrays]
 
 
 def check(state: Mapping[str, Any]) -> None:
