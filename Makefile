@@ -51,7 +51,7 @@ peers: bench/.venv/installed
 exhaustive: $(VENV)/installed
 	$(BIN)/python bench/exhaustive.py
 
-# What is too slow for make test: sanitizers, coverage, mutants, long runs. docs/reliability.md has the
+# What is too slow for make test: sanitizers, coverage, mutants, searches. docs/reliability.md has the
 # figures of the last run.
 check: $(VENV)/installed
 	$(BIN)/python check/run.py

@@ -151,8 +151,9 @@ def write(
     Raises
     ------
     ValueError, TypeError
-        If `state` is of another form, of other options, or of other shapes; or if a cycle is under
-        way that the other framework cannot continue.
+        If `state` is of another form, of other options, or of other shapes; if a cycle is under way
+        that the other framework can't continue; if it has no averages and this optimizer does; or
+        if its integers can't hold the iterations.
     """
     slots = set(values)
     count = len(values["accumulator"])

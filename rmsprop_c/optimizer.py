@@ -936,7 +936,8 @@ class Optimizer(_core.Core):
                     )
                 arrays.check_real(given, f"{name}[{i}] of the state")
                 slots[name].append(given.astype(mine.dtype))
-        # No framework says which parameters have had a gradient in a cycle: other sums are 0.
+        # No framework says which parameters have had a gradient in the cycle: where the sum is 0,
+        # none.
         sums = slots.get("gradient_sum", [np.zeros(0)] * len(like))
         pending = [bool(x.any()) for x in sums]
         updates, total, skipped = self._counts()

@@ -227,7 +227,7 @@ class RMSprop:
         self.momentums = [np.zeros_like(p) for p in params]
         self.average_gradients = [np.zeros_like(p) for p in params]
         self.moving_averages = [p.copy(order="K") for p in params]
-        self.averages = True  # there are such
+        self.averages = True  # whether moving_averages are kept
         self.gradient_sums = [np.zeros_like(p) for p in params]
         self.pending = [False] * len(params)  # gradients that a sum holds
         self.calls = 0  # in the cycle under way
@@ -240,6 +240,7 @@ class RMSprop:
 
         None counts as a gradient of 0 among those that are summed, and leaves a parameter and its
         state, averages apart, as they are where all gradients since the latest update were None.
+        ValueError if that is so of all parameters, or for `nonfinite`; nothing has changed then.
         """
         formula = self.options.copy()
         lr, maximize = formula.pop("lr"), formula.pop("maximize")
@@ -332,7 +333,7 @@ def average(
 
 
 def clear(arrays: Sequence[NDArray[Any] | None]) -> None:
-    """Set all to 0."""
+    """Set all that are not None to 0, in place."""
     for array in arrays:
         if array is not None:
             array[...] = 0

@@ -79,9 +79,10 @@ class RMSprop(Optimizer):
         call if it has as many calls by then, and its mean is that of the calls it had.
     nonfinite : {"propagate", "raise", "skip"}
         What a gradient does whose square, after clipping, is not finite: what the formula says;
-        ValueError, with nothing changed; or nothing but being counted in `skipped_steps` (and
-        cleared, with `zero_grad`: a NaN in a buffer that adds up would skip all later steps). In a
-        cycle of gradient accumulation each call's gradients are looked at, before clipping.
+        ValueError, with nothing changed; or no step, counted in `skipped_steps`. With `zero_grad`
+        a skipped step clears the gradients: a NaN in a buffer that adds up would skip all later
+        ones. In a cycle of gradient accumulation each call's gradients are looked at, before
+        clipping.
     flush_subnormals : bool
         Accumulators, momentums and average gradients smaller than the smallest normal number are
         stored as 0: arithmetic on such numbers is several times slower. Not with an epsilon of 0,
@@ -100,9 +101,9 @@ class RMSprop(Optimizer):
     option that is off has left (momentums, average gradients, moving averages) is no part of the
     weights any more, and that step drops it: it starts afresh when the option comes on again.
 
-    A step raises for a scalar that float32, where it is in use, rounds to one that ends training:
-    rho, momentum or ema_momentum below 1 to 1, a positive epsilon or limit to 0, lr, weight_decay
-    or epsilon to infinity.
+    A step raises for a scalar that float32, where it is in use, rounds to one with which training
+    ends: rho, momentum or ema_momentum below 1 to 1, a positive epsilon or limit to 0, lr,
+    weight_decay or epsilon to infinity.
 
     The formula, its order of operations and the defaults are those of
     ``tf.contrib.keras.optimizers.RMSprop`` in TensorFlow 1.3; in float64 the results are too, bit

@@ -1,9 +1,10 @@
 """Learning rates that depend on the step: the schedules of Keras 3, in double precision.
 
-A schedule is called with the number of steps done before this one, and is passed as the `lr` of an
-optimizer. Formulas, arguments and configs are those of ``keras.optimizers.schedules`` (Keras 3.15),
-but the backends of Keras compute in float32 unless told otherwise. Where Keras returns NaN or
-infinity, Python's arithmetic raises ValueError or ArithmeticError here.
+A schedule is called with the number of calls of `step` before this one, without skipped ones, and
+is passed as the `lr` of an optimizer. Formulas, arguments and configs are those of
+``keras.optimizers.schedules`` (Keras 3.15), but the backends of Keras compute in float32 unless
+told otherwise. Where Keras returns NaN or infinity, Python's arithmetic raises ValueError or
+ArithmeticError here.
 
 Examples
 --------
