@@ -80,6 +80,18 @@ VALUES = {
     "lr_scale": [None, 0.5, 2.0, 1e38],
     "exclude_from_weight_decay": [(), (0,)],
 }
+RUINOUS = [
+    ("rho", 1 - 1e-9),
+    ("momentum", 1 - 1e-9),
+    ("ema_momentum", 1 - 1e-9),
+    ("lr", 1e39),
+    ("weight_decay", 1e39),
+    ("epsilon", 1e39),
+    ("epsilon", 1e-46),
+    ("clipnorm", 1e-46),
+    ("clipvalue", 1e-46),
+    ("parameter_clipnorm", 1e-46),
+]
 USUAL = {name: values[:3] for name, values in VALUES.items()}
 BAD = [
     ("lr", -1.0),
@@ -314,9 +326,27 @@ class Machine(RuleBasedStateMachine):
     def change_the_cycle(self, steps):
         self.assign("gradient_accumulation_steps", steps)
 
-    @rule(name=st.sampled_from(["momentum", "use_ema", "centered", "epsilon", "lr"]))
-    def switch_off(self, name):
-        self.assign(name, DEFAULTS[name])
+    @rule(name=st.sampled_from(["momentum", "use_ema", "centered"]), seed=seeds)
+    def switch_off_and_on(self, name, seed):
+        """What it has left is dropped by the step in between."""
+        before = self.model.options[name] or VALUES[name][1]
+        for value in (before, DEFAULTS[name], before):
+            self.assign(name, value)
+            self.step(seed, "normal", "plain", "step", 1)
+
+    @rule(pair=st.sampled_from(RUINOUS))
+    def step_with_what_float32_cannot_hold(self, pair):
+        before = self.model.options[pair[0]]
+        self.assign(*pair)
+        self.step(1, "normal", "plain", "step", 1)
+        self.assign(pair[0], before)
+
+    @rule(cycles=st.lists(st.sampled_from([None, 2, 3, 4]), min_size=2, max_size=3), seed=seeds)
+    def cut_cycles_short(self, cycles, seed):
+        for steps in cycles:
+            self.assign("gradient_accumulation_steps", steps)
+            self.step(seed, "normal", "plain", "step", seed % 4)
+        self.go_there_and_back("keras3")
 
     @rule(pair=st.sampled_from(BAD))
     def assign_what_is_no_value(self, pair):
