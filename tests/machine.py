@@ -341,6 +341,13 @@ class Machine(RuleBasedStateMachine):
         self.step(1, "normal", "plain", "step", 1)
         self.assign(pair[0], before)
 
+    @rule(seed=seeds, layout=st.sampled_from(LAYOUTS))
+    def clear_gradients_of_a_subclass(self, seed, layout):
+        before = self.model.options["zero_grad"]
+        self.assign("zero_grad", True)
+        self.step(4 * seed, "normal", layout, "step", 1)
+        self.assign("zero_grad", before)
+
     @rule(cycles=st.lists(st.sampled_from([None, 2, 3, 4]), min_size=2, max_size=3), seed=seeds)
     def cut_cycles_short(self, cycles, seed):
         for steps in cycles:
