@@ -162,7 +162,7 @@ def write(
         replaced, value = np.asarray(replaced), np.asarray(value)
         if replaced.shape != value.shape:
             raise ValueError(f"{name} has shape {replaced.shape}, but here it is {value.shape}")
-        if replaced.dtype.kind in "iu" and value > np.iinfo(replaced.dtype).max:
+        if replaced.dtype.kind in "iu" and np.any(value > np.iinfo(replaced.dtype).max):
             raise ValueError(f"{name} is {value}, more than the {replaced.dtype} there can hold")
         return leaf(np.array(value, replaced.dtype))
 

@@ -418,6 +418,9 @@ def test_a_count_is_not_wrapped_to_what_their_dtype_holds():
         opt.export_state("keras3", keras_form(w))
     with pytest.raises(ValueError, match=r"^count is 2147483648, more than the int32"):
         opt.export_state("optax", (Rms([np.ones(2)]), Count(np.int32(0))))
+    opt.set_weights([np.array([1.0, 2.0**40])])
+    with pytest.raises(ValueError, match=r"^nu\[0\] is .*, more than the int32 there can hold"):
+        opt.export_state("optax", (Rms([np.ones(2, np.int32)]), Count(np.int64(0))))
 
 
 @pytest.mark.parametrize("steps", [None, 2])
