@@ -18,6 +18,7 @@ from cpython.pythread cimport (
     PyThread_get_thread_ident,
     PyThread_release_lock,
     PyThread_type_lock,
+    NOWAIT_LOCK,
     WAIT_LOCK,
 )
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -26,6 +27,7 @@ from libc.string cimport memcpy, memset
 
 import copy
 import os
+import sys
 
 import numpy as np
 
@@ -146,6 +148,7 @@ cdef extern from "_threads.h" nogil:
     int rmsprop_threads_forks()
     void rmsprop_threads_enter()
     void rmsprop_threads_leave()
+    unsigned long rmsprop_threads_survivor()
     bint rmsprop_threads_available(int)
     bint rmsprop_threads_run(void (*)(void*) noexcept nogil, void*)
     double rmsprop_threads_clock()
@@ -1404,6 +1407,12 @@ cdef class Bound:
                         "pickle the optimizer, and bind again")
 
 
+cdef struct Waiter:          # on the stack of a thread that waits to enter
+    unsigned long thread
+    PyThread_type_lock turn  # is released when it is its turn
+    Waiter* next
+
+
 @cython.auto_pickle(False)   # Optimizer says how it pickles
 cdef class Core:
     """Hyper-parameters and state in C, and the step that uses them: base of ``Optimizer``."""
@@ -1426,10 +1435,9 @@ cdef class Core:
     cdef Plan plan               # None before the first step
     cdef Plan lent               # the one that `_step_on` used last
     cdef bint busy               # under the GIL: a step, or an access to the state, is under way
-    cdef bint locked             # it has released the GIL, or may, and holds the lock
-    cdef unsigned long owner
-    cdef int forks               # of the process when busy, locked and lock were last its own
-    cdef PyThread_type_lock lock
+    cdef unsigned long owner     # the thread that makes it, or whose turn it is
+    cdef Waiter* waiting         # the thread that has waited longest
+    cdef int forks               # of the process when busy and waiting were last its own
     cdef int64_t long_steps      # that could have a team of their own
     cdef int64_t next_trial, gap
     cdef double pace[2]          # seconds per element of the latest ones, alone and in a team
@@ -1438,41 +1446,50 @@ cdef class Core:
         self.excluded = ()
         self.next_trial, self.gap = trial_steps + trial_gap, trial_gap
         self.forks = rmsprop_threads_forks()
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
 
     cdef int enter(self) except -1:
         """Wait until no other thread is in a step of this optimizer, and begin one."""
-        cdef PyThread_type_lock fresh_lock
-        if self.busy and self.owner == PyThread_get_thread_ident():
-            raise RuntimeError("this optimizer is in use further up in this very thread")
         if self.forks != rmsprop_threads_forks():
-            # Threads that were in here, or at the lock, have stayed behind in the parent.
-            fresh_lock = PyThread_allocate_lock()
-            if fresh_lock == NULL:
-                raise MemoryError()
-            self.lock = fresh_lock   # the old one may be held for ever: it is not freed
-            self.locked = self.busy = False
-            self.tidy()              # of a step that was being prepared in the parent
-            self.forks = rmsprop_threads_forks()
-        while self.busy:
-            with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
-                PyThread_release_lock(self.lock)
+            self.inherit()
+        if self.busy:
+            if self.owner == PyThread_get_thread_ident():
+                raise RuntimeError("this optimizer is in use further up in this very thread")
+            self.wait()
         self.busy = True
         self.owner = PyThread_get_thread_ident()
         return 0
 
-    cdef void hold(self) noexcept:
-        """From here on the GIL may be released: let others wait for the lock, not spin."""
-        if not self.locked:
-            PyThread_acquire_lock(self.lock, WAIT_LOCK)
-            self.locked = True
+    cdef void inherit(self) noexcept:
+        """Go on in a forked child, where only the thread that has forked is left."""
+        self.waiting = NULL
+        self.forks = rmsprop_threads_forks()
+        if self.busy and self.owner != rmsprop_threads_survivor():
+            self.leave()
+
+    cdef int wait(self) except -1:
+        """Sleep until it is this thread's turn, behind all that wait already.
+
+        Without a queue a thread that steps all the time would be in here again before one that
+        waits is awake.
+        """
+        cdef Waiter waiter
+        cdef Waiter** place = &self.waiting
+        if sys.is_finalizing():   # daemon threads never run again
+            raise RuntimeError("a thread was in this optimizer when the interpreter shut down")
+        waiter.thread = PyThread_get_thread_ident()
+        waiter.next = NULL
+        waiter.turn = PyThread_allocate_lock()
+        if waiter.turn == NULL:
+            raise MemoryError()
+        PyThread_acquire_lock(waiter.turn, NOWAIT_LOCK)
+        while place[0] != NULL:
+            place = &place[0].next
+        place[0] = &waiter
+        with nogil:
+            PyThread_acquire_lock(waiter.turn, WAIT_LOCK)
+        PyThread_release_lock(waiter.turn)
+        PyThread_free_lock(waiter.turn)
+        return 0
 
     cdef void tidy(self) noexcept:
         """Forget what a step that was not made has left."""
@@ -1484,11 +1501,16 @@ cdef class Core:
                 self.plan.drop()
 
     cdef void leave(self) noexcept:
-        self.tidy()
-        if self.locked:
-            self.locked = False
-            PyThread_release_lock(self.lock)
-        self.busy = False
+        cdef Waiter* waiter
+        self.tidy()                # this may run a finalizer, and so let others come to wait
+        waiter = self.waiting
+        if waiter == NULL or self.forks != rmsprop_threads_forks():   # they are the parent's
+            self.waiting = NULL
+            self.busy = False
+        else:
+            self.waiting = waiter.next
+            self.owner = waiter.thread
+            PyThread_release_lock(waiter.turn)   # from here on its stack is its own
 
     cdef void derive(self) noexcept:
         """What the settings mean for the kernels."""
@@ -1531,7 +1553,6 @@ cdef class Core:
             raise ValueError("2**62 calls are as many as can be counted; set iterations, or "
                              "reset()")
         if self.plan is None:
-            self.hold()
             self.plan = new_plan(params, settings.initial_accumulator_value)
         cdef double lr = NAN
         # While Python code runs another thread may assign options, so that more is needed. A
@@ -1540,7 +1561,6 @@ cdef class Core:
                or self.plan.factors is not self.lr_scale or self.plan.excluded is not self.excluded
                or self.needed & ~self.plan.made
                or (self.plan.float32 and self.fit_for != self.changes)):
-            self.hold()
             if lr != lr and self.schedule is not None and self.calls + 1 >= self.cycle():
                 lr = self.scheduled(self.schedule)
             self.resolve(self.plan)
@@ -1632,7 +1652,6 @@ cdef class Core:
             param_list, grad_list = tuple(param_list), tuple(grad_list)
         plain = plan.attach_plain(param_list, grad_list, job, &checked)
         if not plain:
-            self.hold()
             param_list = tuple(param_list)
             grad_list = arrays.all_readable(grad_list, plan.keys, isinstance(grads, np.ndarray),
                                             settings.zero_grad != 0)
@@ -1707,7 +1726,6 @@ cdef class Core:
         cdef Plan plan = self.lent
         self.enter()
         try:
-            self.hold()
             if plan is None or plan.count != len(params):
                 self.lent = plan = Plan(len(params), None)
             try:
@@ -1901,7 +1919,6 @@ cdef class Core:
         """
         self.enter()
         try:
-            self.hold()
             if self.plan is None:
                 self.plan = new_plan(params, self.settings.initial_accumulator_value)
             else:
@@ -2009,7 +2026,6 @@ cdef class Core:
         cdef int bits = self.needed & ~(1 << GRADIENT_SUM) if weights else -1
         self.enter()
         try:
-            self.hold()
             state = {"iterations": self.steps, "calls": self.calls,
                      "total_calls": self.total_calls, "skipped_steps": self.skipped_steps,
                      "keys": None, "slots": {}, "pending": []}
@@ -2037,7 +2053,6 @@ cdef class Core:
         cdef int64_t steps, total, count = calls
         self.enter()
         try:
-            self.hold()
             plan = self.plan
             owned = None if plan is None else plan.slots[ACCUMULATOR]
             for name in slots:
@@ -2125,7 +2140,6 @@ cdef inline int run_step(Core self, params, grads) except -1:
     if job.elements < unlocked_minimum and job.shares == 1:
         self.finish(&job)
     else:
-        self.hold()
         with nogil:
             rmsprop_threads_enter()
             self.finish(&job)

@@ -55,6 +55,7 @@ static int inside = 0;                                  /* steps in flight; unde
 static int forking = 0;                                 /* forks that wait; under gate */
 static int forked = 0;
 static int forks = 0;
+static unsigned long survivor = 0; /* the thread that has forked, as Python calls it */
 
 void rmsprop_threads_enter(void)
 {
@@ -98,6 +99,7 @@ static void after_fork_in_child(void)
 {
     forked = 1;
     forks++;
+    survivor = (unsigned long)pthread_self();
     forking = 0;
     pthread_cond_init(&empty, NULL); /* the parent's waiters are not here */
     pthread_cond_init(&over, NULL);
@@ -136,6 +138,11 @@ int rmsprop_threads_forked(void)
 int rmsprop_threads_forks(void)
 {
     return forks;
+}
+
+unsigned long rmsprop_threads_survivor(void)
+{
+    return survivor;
 }
 
 /* OMP_STACKSIZE in bytes: a number with B, K (the default), M or G; 0 if it is not set. */
@@ -246,6 +253,11 @@ int rmsprop_threads_forked(void)
 }
 
 int rmsprop_threads_forks(void)
+{
+    return 0;
+}
+
+unsigned long rmsprop_threads_survivor(void)
 {
     return 0;
 }

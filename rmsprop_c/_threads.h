@@ -24,9 +24,12 @@ void rmsprop_threads_share(int shares, void (*work)(const void *, int), const vo
  */
 int rmsprop_threads_forked(void);
 
-/* How many forks lie between this process and the import: locks from before may be held by threads
- * that are not here. */
+/* How many forks lie between this process and the import: what was under way before may have been
+ * the business of threads that are not here. */
 int rmsprop_threads_forks(void);
+
+/* The thread that made the latest of these forks, as PyThread_get_thread_ident calls it. */
+unsigned long rmsprop_threads_survivor(void);
 
 /* Steps that run without the GIL are counted in and out. A fork waits until none is inside, and
  * holds new ones back meanwhile: a child never sees half a step. */

@@ -1,6 +1,8 @@
 """The thread policy, and a step that is all or nothing for other threads and forks."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -378,3 +380,170 @@ assert p.tobytes() == q.tobytes()
 def test_a_team_is_had_with_a_stack_size_in_any_unit_or_done_without(name, size):
     environment = {k: v for k, v in os.environ.items() if not k.endswith("OMP_STACKSIZE")}
     subprocess.run([sys.executable, "-c", STEP], env=environment | {name: size}, check=True)
+
+
+def calls_beside_steps(opt, tmp_path):
+    """What reads or sets the state as a whole, and so waits for a step under way."""
+    path = tmp_path / "opt.npz"
+    opt.save(path)
+    fresh = RMSprop.load(path).get_weights()
+    return {
+        "get_weights": opt.get_weights,
+        "set_weights": lambda: opt.set_weights(fresh),
+        "save": lambda: opt.save(path),
+        "load": lambda: opt.load(path),
+        "pickle": lambda: pickle.dumps(opt),
+        "deepcopy": lambda: copy.deepcopy(opt),
+        "iterations": lambda: setattr(opt, "iterations", opt.iterations),
+    }
+
+
+def test_who_waits_for_a_step_gets_the_next_turn(model, tmp_path):
+    params, grads = model
+    opt = RMSprop()
+    opt.build(params)
+    most, steps = 20_000, 0
+
+    def train():
+        nonlocal steps
+        while not done.is_set() and steps < most:
+            opt.step(params, grads)
+            steps += 1
+
+    calls, done = calls_beside_steps(opt, tmp_path), threading.Event()
+    worker = threading.Thread(target=train)
+    worker.start()
+    for call in calls.values():
+        for _ in range(5):
+            call()
+    starved = steps == most
+    done.set()
+    worker.join()
+    assert not starved
+
+
+def test_threads_that_step_all_the_time_take_turns(model):
+    opt, barrier = RMSprop(), threading.Barrier(3)
+    opt.build(model[0])
+    made = []
+
+    def train():
+        params, mine = [p.copy() for p in model[0]], 0
+        barrier.wait()
+        while opt.iterations < 3000:
+            opt.step(params, model[1])
+            mine += 1
+        made.append(mine)
+
+    in_threads(train, 3)
+    assert min(made) > 300, made
+
+
+FORKING = """
+import os, signal, sys, threading, time
+import numpy as np
+from rmsprop_c import RMSprop
+w, g = np.ones(3), np.ones(3)
+failed = []
+threading.excepthook = lambda caught: failed.append(caught.exc_value)
+
+def step():
+    opt.step([w], [g])
+
+def in_a_thread():
+    thread = threading.Thread(target=step)
+    thread.start()
+    return thread
+
+def in_a_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)   # kills a child that hangs
+        work()
+        sys.stdout.flush()
+        os._exit(1 if failed else 0)
+    return os.waitpid(child, 0)[1]
+"""
+
+
+def test_a_childs_thread_may_have_the_number_of_one_that_was_in_a_step():
+    code = f"""{FORKING}
+def slow(calls):
+    if threading.get_ident() == stepping.ident:
+        inside.set()
+        leave.wait(20)
+    return 0.1
+
+inside, leave = threading.Event(), threading.Event()
+opt = RMSprop(lr=slow)
+stepping = threading.Thread(target=step)
+stepping.start()
+inside.wait()
+
+def work():
+    leave.set()
+    for _ in range(3):   # one of them gets the stack, and so the number
+        in_a_thread().join()
+
+print(in_a_child(work))
+leave.set()
+stepping.join()
+"""
+    assert python(code) == "0"
+
+
+def test_a_child_forked_in_a_step_leaves_alone_who_waits_in_its_parent():
+    code = f"""{FORKING}
+def forking(calls):
+    if calls == 0:
+        threads.extend(in_a_thread() for _ in range(3))
+        time.sleep(0.5)   # until they wait
+        child.append(os.fork())
+        if child == [0]:
+            signal.alarm(20)
+            threading.stack_size(1 << 20)
+            for _ in range(2):   # glibc then unmaps the stacks of those that wait
+                thread = threading.Thread(target=int)
+                thread.start()
+                thread.join()
+    return 0.1
+
+threads, child = [], []
+threading.stack_size(64 << 20)
+opt = RMSprop(lr=forking)
+step()
+if child == [0]:
+    in_a_thread().join()
+    os._exit(0 if opt.iterations == 2 and not failed else 1)
+for thread in threads:
+    thread.join()
+print(os.waitpid(child[0], 0)[1], opt.iterations)
+"""
+    assert python(code) == "0 4"
+
+
+def test_a_thread_that_was_in_a_step_at_the_interpreters_end_raises_instead_of_hanging():
+    code = """
+import sys, threading, time
+import numpy as np
+from rmsprop_c import RMSprop
+
+class Last:   # modules are freed when daemon threads can't run any more
+    def __del__(self):
+        try:
+            opt.get_weights()
+        except RuntimeError as error:
+            print(error)
+
+def slow(calls):
+    inside.set()
+    time.sleep(1000)
+
+inside = threading.Event()
+opt = RMSprop(lr=slow)
+sys.modules["last"] = Last()
+threading.Thread(target=opt.step, args=([np.ones(3)], [np.ones(3)]), daemon=True).start()
+inside.wait()
+"""
+    shown = python(code, timeout=60)
+    assert shown == "a thread was in this optimizer when the interpreter shut down"
