@@ -461,19 +461,18 @@ class Optimizer(_core.Core):
         if lr_scale is not None:
             if isinstance(lr_scale, dict) == is_list:
                 raise TypeError(
-                    f"lr_scale is a {type(lr_scale).__name__}, but params is "
-                    f"{'not a' if is_list else 'a'} dict"
+                    f"lr_scale is a {type(lr_scale).__name__}, but the parameters have "
+                    + ("no keys; pass a sequence of factors" if is_list else "keys; pass a dict")
                 )
             if is_list and len(lr_scale) != len(names):
-                raise ValueError(
-                    f"lr_scale has {len(lr_scale)} entries, but params has {len(names)}"
-                )
+                there = "is 1 parameter" if len(names) == 1 else f"are {len(names)} parameters"
+                raise ValueError(f"lr_scale has {len(lr_scale)} factors, but there {there}")
             factors = dict(enumerate(lr_scale)) if is_list else lr_scale
         chosen = {"lr_scale": factors, "exclude_from_weight_decay": excluded}
         for which, entries in chosen.items():
             for name in entries:
                 if name not in names:
-                    raise ValueError(f"{which} has {name!r}, but params has {names}")
+                    raise ValueError(f"{which} has {name!r}, but the parameters are {names}")
         return [factors.get(name, 1.0) for name in names], [name not in excluded for name in names]
 
     @property

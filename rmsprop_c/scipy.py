@@ -8,6 +8,7 @@
 """
 
 import inspect
+import numbers
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .schedules import ExponentialDecay
 
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
+    from scipy.optimize._optimize import MemoizeJac
 except ImportError:
     raise ImportError("rmsprop_c.scipy needs SciPy: pip install 'rmsprop_c[scipy]'") from None
 
@@ -31,11 +33,12 @@ __all__ = ["rmsprop"]
 # without momentum, or with a constant learning rate, in none of them.
 LEARNING_RATE, FALL, MOMENTUM = 0.01, 1e-8, 0.9
 NAMES = {"learning_rate", *DEFAULT}
-WINDOW = 10  # iterations in which ftol wants to see a change
+MAXITER = 10_000
+WINDOW = 10  # moves of x in which ftol wants to see a change
 
 # How it ends: status, with the numbers of SciPy's BFGS and of its callbacks, and message.
 CONVERGED = 0, "The gradient is at most gtol."
-UNCHANGED = 0, f"fun changed by ftol at most in {WINDOW} iterations."
+UNCHANGED = 0, f"fun changed by ftol at most in {WINDOW} iterations that moved x."
 EXHAUSTED = 1, "maxiter iterations were made without convergence."
 NOT_FINITE = 3, "The gradient is not finite, or the value not a number."
 STOPPED = 99, "callback raised StopIteration."
@@ -55,15 +58,19 @@ class _Objective:
         value = np.asarray(self.fun(x.copy(), *self.args))  # it may keep or change its argument
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; it must return a scalar")
-        return float(value.item())
+        try:
+            return float(value.item())
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"fun returned {value.item()!r}; it must return a real number"
+            ) from None
 
     def gradient(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         self.njev += 1
-        # A copy: it may be read-only, or a buffer that jac uses again.
-        gradient = np.atleast_1d(np.array(self.jac(x.copy(), *self.args), np.float64))
+        gradient = np.atleast_1d(self.jac(x.copy(), *self.args))
         if gradient.shape != x.shape:
             raise ValueError(f"jac returned shape {gradient.shape}, but x0 has shape {x.shape}")
-        return gradient
+        return _reals("what jac returned", gradient)
 
 
 def rmsprop(
@@ -77,7 +84,7 @@ def rmsprop(
     constraints: Any = (),
     callback: Callable[..., Any] | None = None,
     *,
-    maxiter: int = 10_000,
+    maxiter: float | None = MAXITER,
     gtol: float | None = None,
     ftol: float | None = None,
     tol: float | None = None,
@@ -91,17 +98,19 @@ def rmsprop(
     fun, x0, args, jac, bounds, callback
         As in `scipy.optimize.minimize`. `jac` is needed: a callable, or True there. `x0`, shape
         (n,), is not changed; all is computed in float64. After each step `x` is put back into the
-        bounds, and so is `x0` at the start. The callback is ``callback(xk)`` or
-        ``callback(intermediate_result)``, and stops the run by StopIteration.
+        bounds, and so is `x0` at the start; one pair of bounds is for all entries. The callback is
+        ``callback(xk)`` or ``callback(intermediate_result)``, and stops the run by StopIteration.
     hess, hessp, constraints
         Ignored, with a warning.
-    maxiter : int
-        The number of iterations, one gradient each. It also sets how fast the learning rate falls.
+    maxiter : int, optional
+        The number of iterations, one gradient each. It also sets how fast the learning rate falls,
+        so it can't be infinite. None is 10,000.
     gtol : float, optional
         Success is when no entry of the gradient is larger than this; a bound takes away what
         points out of it. 1e-5, or `tol` if that is given. Set it to 0 where gradients are noisy.
     ftol : float, optional
-        Success is also when in 10 iterations `fun` stays within ``ftol * max(abs(fun), 1)``. Off
+        Success is also when in 10 iterations `fun` stays within ``ftol * max(abs(fun), 1)``; those
+        that leave `x` where it is, as in a cycle of gradient_accumulation_steps, don't count. Off
         by default: small learning rates make small changes too.
     tol : float, optional
         Another name for gtol, which `minimize` uses.
@@ -127,8 +136,8 @@ def rmsprop(
     Raises
     ------
     TypeError, ValueError
-        Without `jac`, for a complex `x0`, for bounds that do not fit, for results of the wrong
-        shape, and as `RMSprop` does for its options.
+        Without `jac`, for an `x0` that is empty or not of real numbers, for bounds that do not fit,
+        for results of another shape or not of real numbers, and as `RMSprop` does for its options.
 
     Warns
     -----
@@ -161,26 +170,33 @@ def rmsprop(
             "custom method (for finite differences pass jac=lambda x: "
             "scipy.optimize.approx_fprime(x, fun))"
         )
-    x = np.atleast_1d(np.asarray(x0))
-    if x.dtype.kind == "c":
-        raise TypeError(f"x0 has dtype {x.dtype}; pass real and imaginary parts as real numbers")
-    x = x.astype(np.float64)  # a copy
+    x = _start(x0)
     low, high = _box(bounds, x.size)
     np.clip(x, low, high, out=x)
     _warn_of_ignored(hess, hessp, constraints, [name for name in options if name not in NAMES])
-    optimizer = _optimizer({name: options[name] for name in options if name in NAMES}, maxiter)
-    if gtol is None:
-        gtol = 1e-5 if tol is None else tol
+    most = MAXITER if maxiter is None else _real("maxiter", maxiter)
+    if not 0 <= most < np.inf:
+        raise ValueError(
+            f"maxiter is {maxiter!r}; it must be at least 0, and finite: lr falls in it"
+        )
+    optimizer = _optimizer({name: options[name] for name in options if name in NAMES}, most)
+    tol = 1e-5 if tol is None else _real("tol", tol)
+    gtol = tol if gtol is None else _real("gtol", gtol)
+    ftol = None if ftol is None else _real("ftol", ftol)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {callback!r}; it must be callable")
     takes_result = callback is not None and set(inspect.signature(callback).parameters) == {
         "intermediate_result"
     }
     objective = _Objective(fun, jac, args)
-    # With jac=True jac is a method of fun, and the value is computed with the gradient anyway.
-    with_values = ftol is not None or takes_result or getattr(jac, "__self__", None) is fun
+    # With jac=True the value is computed with the gradient anyway.
+    with_values = ftol is not None or takes_result or isinstance(fun, MemoizeJac)
     values: deque[float] = deque(maxlen=WINDOW + 1)
-    nit, end = 0, None
+    nit, moved, end = 0, True, None
     while end is None:
         if with_values:
+            if not moved:
+                values.pop()
             values.append(objective.value(x))
         gradient = objective.gradient(x)
         downhill = -gradient if optimizer.maximize else gradient
@@ -193,11 +209,13 @@ def rmsprop(
             end = CONVERGED
         elif ftol is not None and _unchanged(values, ftol):
             end = UNCHANGED
-        elif nit >= maxiter:
+        elif nit >= most:
             end = EXHAUSTED
         else:
+            before = x.copy()
             optimizer.step(x, gradient)
             np.clip(x, low, high, out=x)
+            moved = not np.array_equal(x, before)
             nit += 1
     if optimizer.use_ema and nit and end in (EXHAUSTED, STOPPED):
         optimizer.finalize_variable_values(x)
@@ -223,7 +241,38 @@ def rmsprop(
     return result
 
 
-def _optimizer(given: dict[str, Any], maxiter: int) -> RMSprop:
+def _real(name: str, value: Any) -> float:
+    """A number of the user's, or an error that names it."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}; it must be a real number")
+    if value != value:
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def _reals(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
+    """A copy in float64, since it may be read-only or a buffer, or an error that names it."""
+    if array.dtype.kind == "c":
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; pass real and imaginary parts as real numbers"
+        )
+    try:
+        if array.dtype.kind not in "fiub" and any(x is None for x in array.tolist()):
+            raise TypeError
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be real numbers") from None
+
+
+def _start(x0: ArrayLike) -> NDArray[np.float64]:
+    """A copy of x0 in float64."""
+    x = np.atleast_1d(np.asarray(x0))
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"x0 has shape {x.shape}; it must have one dimension, and not be empty")
+    return _reals("x0", x)
+
+
+def _optimizer(given: dict[str, Any], maxiter: float) -> RMSprop:
     """RMSprop with the options that were given and the defaults of this method."""
     arguments = {"momentum": MOMENTUM} | given
     if "learning_rate" not in given:
@@ -237,16 +286,29 @@ def _optimizer(given: dict[str, Any], maxiter: int) -> RMSprop:
 def _box(bounds: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper bounds of n entries, from all that `scipy.optimize.minimize` takes."""
     if bounds is None:
-        bounds = [(None, None)] * n
-    if isinstance(bounds, Bounds):
-        pairs = np.transpose(np.broadcast_arrays(bounds.lb, bounds.ub))
-        pairs = np.repeat(pairs, n, axis=0) if len(pairs) == 1 else pairs
-    else:
-        pairs = np.array(list(bounds), dtype=object)
-    if pairs.shape != (n, 2):
-        raise ValueError(f"bounds has shape {pairs.shape}, but x0 has {n} entries: pass {n} pairs")
-    low = np.array([-np.inf if bound is None else bound for bound in pairs[:, 0]], np.float64)
-    high = np.array([np.inf if bound is None else bound for bound in pairs[:, 1]], np.float64)
+        bounds = Bounds()
+    if not isinstance(bounds, Bounds):
+        try:
+            pairs = [(lower, upper) for lower, upper in bounds]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"bounds is {bounds!r}; pass a (min, max) pair for each entry of x0, one pair for "
+                "all, or scipy.optimize.Bounds"
+            ) from None
+        bounds = Bounds(
+            np.ravel([-np.inf if lower is None else lower for lower, _ in pairs]),
+            np.ravel([np.inf if upper is None else upper for _, upper in pairs]),
+        )
+    try:
+        low, high = (
+            np.broadcast_to(_reals("bounds", np.asarray(side)), n)
+            for side in (bounds.lb, bounds.ub)
+        )
+    except ValueError:
+        count = np.broadcast(bounds.lb, bounds.ub).size
+        raise ValueError(
+            f"bounds has {count} pairs, but x0 has {n} entries: pass {n} pairs, or one for all"
+        ) from None
     for i in np.flatnonzero(~(low <= high)):
         raise ValueError(f"bounds[{i}] is ({low[i]:g}, {high[i]:g}): the lower one must come first")
     return low, high

@@ -150,6 +150,26 @@ def test_calls_are_counted_as_they_were_made():
     assert len(both.points) == 51
 
 
+def test_an_object_whose_method_is_jac_is_not_taken_for_jac_true():
+    class Problem:
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, x):
+            self.calls += 1
+            return rosen(x)
+
+        def gradient(self, x):
+            return rosen_der(x)
+
+    problem = Problem()
+    options = {"maxiter": 100}
+    result = solve(problem, [-1.2, 1.0], jac=problem.gradient, options=options)
+    assert (problem.calls, result.nfev, result.njev) == (1, 1, 101)
+    # With jac=True SciPy has computed the values anyway.
+    assert solve(rosenbrock, [-1.2, 1.0], jac=True, options=options).nfev == 101
+
+
 def test_jac_true_and_a_callable_take_the_same_steps():
     together = solve(rosenbrock, [0.5, 0.5], jac=True, options={"maxiter": 50})
     apart = solve(rosen, [0.5, 0.5], jac=rosen_der, options={"maxiter": 50})
@@ -358,6 +378,35 @@ def test_ftol_stops_where_ten_iterations_change_fun_no_more(offset):
     assert abs(result.jac).max() > 1e-5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 16, "maxiter": 15},
+        {"nonfinite": "skip", "maxiter": 30},
+        {"lr": schedules.PiecewiseConstantDecay([20], [0.0, 0.1]), "maxiter": 20},
+    ],
+    ids=["a cycle", "skipped steps", "a learning rate of 0"],
+)
+def test_ftol_is_no_success_where_nothing_has_moved(options):
+    def jac(x):
+        return x * np.nan if "nonfinite" in options else square(x)[1]
+
+    result = solve(square_value, [0.5, 0.3], jac=jac, options=options | {"ftol": 1e-3})
+    assert (result.status, result.success, result.nit) == (1, False, options["maxiter"])
+    assert result.x.tolist() == [0.5, 0.3]
+
+
+def test_ftol_counts_the_iterations_that_have_moved_x():
+    """With cycles of 3 calls, what ends the run after 10 moves without cycles ends it after 10."""
+    options = {"lr": 1e-9, "decay": 0, "momentum": 0, "ftol": 1e-3, "maxiter": 1000}
+    plain = solve(square_value, [0.5, 0.3], jac=lambda x: square(x)[1], options=options)
+    cycles = options | {"gradient_accumulation_steps": 3}
+    in_cycles = solve(square_value, [0.5, 0.3], jac=lambda x: square(x)[1], options=cycles)
+    assert plain.success
+    assert in_cycles.success
+    assert (plain.nit, in_cycles.nit) == (10, 30)
+
+
 def test_numbers_that_are_not_finite_end_the_run_before_a_step():
     def jac(x):
         return np.where(x < 0.4, np.nan, 1.0)
@@ -398,10 +447,18 @@ def test_no_point_lies_outside_the_bounds(form):
     assert result.jac[0] == -1.0  # the true gradient: the bound is what ends the run
 
 
-def test_bounds_for_all_entries_and_fixed_entries():
-    result = solve(square, [0.0, 0.0], jac=True, bounds=Bounds(-1, 0.25))
+@pytest.mark.parametrize(
+    "bounds", [Bounds(-1, 0.25), Bounds([-1], 0.25), [(-1, 0.25)], np.array([[-1, 0.25]])]
+)
+def test_one_pair_of_bounds_is_for_all_entries_as_in_scipys_methods(bounds):
+    result = solve(square, [0.0, 0.0], jac=True, bounds=bounds)
     assert result.success
     assert result.x.tolist() == [0.25, -1.0]
+    usual = minimize(square, [0.0, 0.0], jac=True, bounds=bounds, method="L-BFGS-B")
+    assert result.x.tolist() == usual.x.tolist()
+
+
+def test_entries_may_be_fixed_by_bounds():
     result = solve(square, [0.0, 0.0], jac=True, bounds=[(0.25, 0.25), (None, None)])
     assert result.success
     assert result.x[0] == 0.25
@@ -418,13 +475,19 @@ def test_projection_is_the_step_of_rmsprop_and_then_a_clip(lb):
     assert_same_bits(result.x, x)
 
 
+FITTING = "but x0 has 2 entries: pass 2 pairs, or one for all"
+PAIRS = "pass a (min, max) pair for each entry of x0, one pair for all, or scipy.optimize.Bounds"
+
+
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ([(0, 1)], "bounds has shape (1, 2), but x0 has 2 entries: pass 2 pairs"),
-        ([(0, 1)] * 3, "bounds has shape (3, 2), but x0 has 2 entries: pass 2 pairs"),
-        (Bounds([0] * 3, [1] * 3), "bounds has shape (3, 2), but x0 has 2 entries: pass 2 pairs"),
-        ([0, 1], "bounds has shape (2,), but x0 has 2 entries: pass 2 pairs"),
+        ([], f"bounds has 0 pairs, {FITTING}"),
+        ([(0, 1)] * 3, f"bounds has 3 pairs, {FITTING}"),
+        (Bounds([0] * 3, [1] * 3), f"bounds has 3 pairs, {FITTING}"),
+        ([0, 1], f"bounds is [0, 1]; {PAIRS}"),
+        (5, f"bounds is 5; {PAIRS}"),
+        ([(0, 1, 2), (0, 1)], f"bounds is [(0, 1, 2), (0, 1)]; {PAIRS}"),
         ([(0, 1), (2, 1)], "bounds[1] is (2, 1): the lower one must come first"),
         ([(0, np.nan), (0, 1)], "bounds[0] is (0, nan): the lower one must come first"),
     ],
@@ -517,6 +580,57 @@ def test_lr_falls_over_maxiter_unless_decay_or_a_schedule_says_otherwise():
     ):
         options = given | {"maxiter": 25}
         assert_same_bits(solve(square, [0.5, 0.3], jac=True, options=options).x, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"maxiter": np.inf}, "maxiter is inf; it must be at least 0, and finite: lr falls in it"),
+        ({"maxiter": -1}, "maxiter is -1; it must be at least 0, and finite: lr falls in it"),
+        ({"maxiter": "10"}, "maxiter is '10'; it must be a real number"),
+        ({"maxiter": True}, "maxiter is True; it must be a real number"),
+        ({"gtol": "small"}, "gtol is 'small'; it must be a real number"),
+        ({"gtol": np.nan}, "gtol is nan; it must be a number"),
+        ({"ftol": [1]}, "ftol is [1]; it must be a real number"),
+        ({"tol": 1j}, "tol is 1j; it must be a real number"),
+        ({"lr_scale": [1, 2]}, "lr_scale has 2 factors, but there is 1 parameter"),
+        (
+            {"lr_scale": {"x": 1}},
+            "lr_scale is a dict, but the parameters have no keys; pass a sequence of factors",
+        ),
+    ],
+)
+def test_numbers_without_meaning_are_named_as_they_were_given(options, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        solve(square, [0.0, 0.0], jac=True, options=options)
+    assert str(caught.value) == message
+
+
+def test_maxiter_may_be_none_or_a_whole_float_as_in_scipys_methods():
+    expected = solve(rosenbrock, [-1.2, 1.0], jac=True)
+    for maxiter in (None, 1e4):
+        found = solve(rosenbrock, [-1.2, 1.0], jac=True, options={"maxiter": maxiter})
+        assert (found.nit, found.x.tolist()) == (expected.nit, expected.x.tolist())
+
+
+@pytest.mark.parametrize(
+    ("x0", "message"),
+    [
+        ([], "x0 has shape (0,); it must have one dimension, and not be empty"),
+        ([[1.0, 2.0]], "x0 has shape (1, 2); it must have one dimension, and not be empty"),
+        (None, "x0 has dtype object; it must be real numbers"),
+        (["a"], "x0 has dtype <U1; it must be real numbers"),
+    ],
+)
+def test_what_is_no_start_is_refused_as_x0(x0, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        rmsprop(square_value, x0, jac=square)
+    assert str(caught.value) == message
+
+
+def test_what_is_no_callback_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"^callback is 3; it must be callable$"):
+        solve(square, [0.0, 0.0], jac=True, callback=3)
 
 
 def test_errors_of_options_name_them():
