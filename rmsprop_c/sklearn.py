@@ -12,6 +12,7 @@
 True
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +25,13 @@ try:
     from sklearn.neural_network._multilayer_perceptron import _STOCHASTIC_SOLVERS
     from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
     from sklearn.utils._param_validation import StrOptions
+    from sklearn.utils.metaestimators import available_if
 except ImportError as error:
     raise ImportError(
         "rmsprop_c.sklearn needs scikit-learn 1.3 or newer: pip install 'rmsprop_c[sklearn]'"
     ) from error
 
-from .optimizer import DEFAULT
+from .optimizer import DEFAULT, ROWS, checked
 from .rmsprop import RMSprop
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -92,24 +94,47 @@ class _Trained:
     def _rmsprop(self) -> RMSprop:
         """A new optimizer, or its error that names the parameter and the value."""
         own = vars(self)
+        lr = ROWS["lr"]._replace(name="learning_rate_init")
         return RMSprop(
-            lr=own["learning_rate_init"],
+            lr=checked(lr, own["learning_rate_init"]),
             epsilon=own["epsilon"],
             momentum=self._momentum()["momentum"],
             nesterov=bool(self._momentum()["nesterovs_momentum"]),
             **{name: own[name] for name in OPTIONS},
         )
 
+    def _rmsprop_for(self, layers: int, dtype: Any) -> RMSprop:
+        """A new optimizer, or the error that its first step in a network would end in."""
+        arrays = [np.zeros(1, dtype) for _ in range(2 * layers)]
+        self._rmsprop().bind(arrays, [x.copy() for x in arrays])
+        return self._rmsprop()
+
     def _validate_params(self) -> None:
         super()._validate_params()  # type: ignore[misc]
         self._rmsprop()
 
+    def _initialize(self, y: Any, layer_units: list[int], dtype: Any) -> None:
+        """Draw the weights."""
+        if vars(self)["solver"] == "rmsprop":
+            self._rmsprop_for(len(layer_units) - 1, dtype)
+        super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
+
+    def _fit_lbfgs(self, *args: Any) -> None:
+        vars(self).pop("_optimizer", None)
+        super()._fit_lbfgs(*args)  # type: ignore[misc]
+
     def _fit_stochastic(self, *args: Any) -> None:
         """Train in mini-batches; the last argument tells partial_fit, which keeps its optimizer."""
         own = vars(self)
-        if own["solver"] == "rmsprop" and not (args[-1] and "_optimizer" in own):
+        ours = own["solver"] == "rmsprop"
+        if not (args[-1] and isinstance(own.get("_optimizer"), _Solver) == ours):
+            own.pop("_optimizer", None)  # of another fit, or of another solver
+        if ours and "_optimizer" not in own:
             self._optimizer = _Solver(
-                self._rmsprop(), own["learning_rate_init"], own["learning_rate"], own["power_t"]
+                self._rmsprop_for(len(own["coefs_"]), own["coefs_"][0].dtype),
+                own["learning_rate_init"],
+                own["learning_rate"],
+                own["power_t"],
             )
         given = {name: own[name] for name in MOMENTUM}
         own.update(self._momentum())  # for scikit-learn's SGD, which knows no None
@@ -125,6 +150,41 @@ class _Trained:
         if not isinstance(solver, _Solver):
             raise AttributeError("there is no optimizer_ before a fit with solver='rmsprop'")
         return solver.optimizer
+
+
+def _undone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that trains, and leaves the estimator as it was if it raises.
+
+    Where it has begun to train weights that were there before (partial_fit, warm_start), these and
+    all that belongs to them stay as they are.
+    """
+
+    @functools.wraps(method)
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = vars(self)
+        before, steps = own.copy(), _steps(own.get("_optimizer"))
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            solver = own.get("_optimizer")
+            begun = _steps(solver) > (steps if solver is before.get("_optimizer") else 0)
+            in_place = begun and own["coefs_"] is before.get("coefs_")
+            if own["solver"] == "rmsprop" and not in_place:
+                own.clear()
+                own.update(before)
+            raise
+
+    return train
+
+
+def _partial_fit(base: Any) -> Any:
+    """`partial_fit` of a class, which has one where its solver trains in mini-batches."""
+    theirs = inspect.getattr_static(base, "partial_fit")
+    return available_if(theirs.check)(_undone(theirs.fn))
+
+
+def _steps(solver: Any) -> int:
+    return solver.optimizer.iterations if isinstance(solver, _Solver) else 0
 
 
 def _init(base: type) -> Callable[..., None]:
@@ -188,14 +248,16 @@ exclude_from_weight_decay, lr_scale, nonfinite, flush_subnormals
     Attributes
     ----------
     optimizer_ : RMSprop
-        The optimizer of the last fit.
+        The optimizer of the last fit; none after a fit with another solver.
     coefs_, intercepts_, loss_curve_, ...
         Those of `sklearn.neural_network.MLPClassifier`. Weights are float32 where X is.
 
     Raises
     ------
     ValueError, TypeError
-        From `fit` and `partial_fit`, for a parameter out of range, by name; nothing is changed.
+        From `fit` and `partial_fit`, for a parameter out of range, or one that does not fit the
+        network, by name; nothing is changed. A `fit` that raises later leaves the estimator as it
+        was, too, unless ``warm_start`` has it train the weights that are there.
     ImportError
         When the module is imported without scikit-learn.
 
@@ -217,6 +279,8 @@ exclude_from_weight_decay, lr_scale, nonfinite, flush_subnormals
     """
 
     __init__ = _init(neural_network.MLPClassifier)
+    fit = _undone(neural_network.MLPClassifier.fit)
+    partial_fit = _partial_fit(neural_network.MLPClassifier)
     _parameter_constraints = _constraints(neural_network.MLPClassifier)
 
 
@@ -255,4 +319,6 @@ class MLPRegressor(_Trained, neural_network.MLPRegressor):  # type: ignore[misc]
     """
 
     __init__ = _init(neural_network.MLPRegressor)
+    fit = _undone(neural_network.MLPRegressor.fit)
+    partial_fit = _partial_fit(neural_network.MLPRegressor)
     _parameter_constraints = _constraints(neural_network.MLPRegressor)

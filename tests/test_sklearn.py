@@ -236,6 +236,108 @@ def test_a_bad_parameter_is_refused_by_name_and_nothing_changes(name, given, err
     assert model.get_params() == OURS[name](hidden_layer_sizes=(3,)).get_params() | given
 
 
+# What fits no network of one hidden layer, or none of float32 (so in the others a fit succeeds).
+UNFIT = {
+    "too few factors": ({"lr_scale": [1.0]}, "lr_scale has 1 factors, but there are 4 parameters"),
+    "factors by name": (
+        {"lr_scale": {"coefs_": 1.0}},
+        "lr_scale is a dict, but the parameters have no keys; pass a sequence of factors",
+    ),
+    "an unknown parameter": (
+        {"exclude_from_weight_decay": (9,)},
+        "exclude_from_weight_decay has 9, but the parameters are [0, 1, 2, 3]",
+    ),
+    "epsilon": ({"epsilon": 1e-60}, "epsilon=1e-60 rounds to 0 in float32"),
+    "learning rate": ({"learning_rate_init": 1e39}, "lr=1e+39 is infinite in the dtype"),
+    "factor": ({"lr_scale": [1e42] * 4}, "times lr_scale is infinite in the dtype"),
+}
+
+
+def everything(model):
+    """What an estimator holds, arrays and optimizer by their bytes."""
+    return {name: pickle.dumps(value) for name, value in vars(model).items()}
+
+
+@few_epochs
+@pytest.mark.parametrize(
+    "how", ["fit", "fit warm", "partial_fit", "first fit", "first partial_fit"]
+)
+@pytest.mark.parametrize("case", UNFIT)
+@pytest.mark.parametrize("name", OURS)
+def test_what_does_not_fit_the_network_is_refused_before_anything_changes(name, case, how):
+    given, message = UNFIT[case]
+    x, y = data(name, np.float32)
+    model = OURS[name](hidden_layer_sizes=(3,), max_iter=2, random_state=np.random.RandomState(0))
+    other = y + 1 if name == "MLPClassifier" else y
+    if "first" not in how:
+        model.fit(x, y)
+    if how == "partial_fit":
+        model._optimizer = None  # so that it needs one
+    if how == "fit warm":
+        model.set_params(warm_start=True)
+        other = y
+    model.set_params(**given)
+    before = everything(model)
+    for _ in range(2):
+        with pytest.raises((ValueError, TypeError), match=f".*{re.escape(message)}"):
+            partial(model, x, y) if "partial" in how else model.fit(x, other)
+        assert everything(model) == before
+
+
+@few_epochs
+@pytest.mark.parametrize("name", OURS)
+def test_a_fit_that_raises_in_the_middle_leaves_the_estimator_as_it_was(name, monkeypatch):
+    x, y = data(name)
+    model = OURS[name](hidden_layer_sizes=(3,), max_iter=4, batch_size=10, random_state=0)
+    model.fit(x, y)
+    backprop, before, left = THEIRS[name]._backprop, everything(model), [8]
+
+    def fails(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise MemoryError
+        return backprop(*args)
+
+    monkeypatch.setattr(THEIRS[name], "_backprop", fails)
+    with pytest.raises(MemoryError):
+        model.fit(x, y)
+    assert everything(model) == before
+    # Weights that are trained in place stay with their optimizer.
+    for warm in (False, True):
+        left[0] = 3
+        model.set_params(warm_start=warm)
+        with pytest.raises(MemoryError):
+            model.fit(x, y) if warm else partial(model, x, y)
+        assert model.optimizer_.iterations == (2 if warm else 26)
+        assert everything(model)["coefs_"] != before["coefs_"]
+
+
+@few_epochs
+@pytest.mark.parametrize("name", OURS)
+def test_an_optimizer_is_that_of_the_solver(name):
+    x, y = data(name)
+    for other in ("lbfgs", "sgd", "adam"):
+        model = OURS[name](hidden_layer_sizes=(3,), max_iter=3, random_state=0).fit(x, y)
+        assert model.optimizer_.iterations == 3
+        model.set_params(solver=other).fit(x, y)
+        theirs = THEIRS[name](hidden_layer_sizes=(3,), max_iter=3, random_state=0, solver=other)
+        same_weights(model, theirs.fit(x, y))
+        with pytest.raises(AttributeError, match="solver='rmsprop'"):
+            model.optimizer_  # noqa: B018
+    # From one partial_fit to the next, too.
+    model.set_params(solver="rmsprop")
+    assert partial(model, x, y).optimizer_.iterations == 1
+    partial(model.set_params(solver="adam"), x, y)
+    assert type(model._optimizer).__name__ == "AdamOptimizer"
+
+
+@pytest.mark.parametrize("value", [True, np.inf])
+def test_the_learning_rate_is_named_as_scikit_learn_names_it(value):
+    model = MLPRegressor(learning_rate_init=value)
+    with pytest.raises((TypeError, ValueError), match=f"learning_rate_init.*{value!r}"):
+        model.fit(*data("MLPRegressor"))
+
+
 @few_epochs
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", OURS)
