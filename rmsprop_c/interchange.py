@@ -35,6 +35,11 @@ FRAMEWORKS = ("torch", "keras3", "optax")
 TORCH = {"accumulator": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"}
 OPTAX = {"accumulator": "nu", "momentum": "trace", "average_gradient": "mu"}
 KERAS = ("moving_average", "gradient_sum", "accumulator", "momentum", "average_gradient")
+# What other transformations around optax.rmsprop keep: settings, and what they have seen so far. Of
+# anything else that is not 0 the numbers of the next steps depend.
+SEEN = {"hyperparams", "hyperparams_states", "skip_state", "found_nan"}
+SEEN |= {"notfinite_count", "last_finite", "total_notfinite"}
+UPDATES = ("count", "gradient_step")  # the latter is that of optax.MultiSteps
 # Which option makes a slot.
 OPTIONS = {"momentum": "momentum", "average_gradient": "centered", "moving_average": "use_ema"}
 
@@ -78,7 +83,8 @@ def read(
     Raises
     ------
     ValueError, TypeError
-        If `state` is of another form, of other options, or of another number of parameters.
+        If `state` is of another form, of other options, or of another number of parameters, or
+        holds more than RMSprop's: that of ``optax.MultiSteps`` in the middle of a cycle, for one.
     """
     slots = set(slots)
     if _known(framework) == "keras3":
@@ -90,12 +96,10 @@ def read(
     found = {"gradient_sum": [None] * count}
     iterations: int | None
     if framework == "torch":
-        entries = [state["state"].get(i, {}) for i in _torch_indices(state, count)]
+        entries = _torch_entries(state, count)
         steps = [0]
         for i, entry in enumerate(entries):
             where = f"state of parameter {i}"
-            if not isinstance(entry, Mapping):
-                raise TypeError(f"{where} is of type {type(entry).__name__}, not a dict")
             if entry:
                 _check_slots(framework, where, entry, TORCH, slots)
                 if "step" not in entry:
@@ -110,7 +114,8 @@ def read(
             if slot in slots:
                 copies = [_copy(x) for x in _optax_arrays(name, fields[name], count, keys)]
                 found[slot] = [np.asarray(-x) if slot == "momentum" else x for x in copies]
-        iterations = _count("count of state", fields["count"]) if "count" in fields else None
+        counts = [fields[name] for name in UPDATES if name in fields]
+        iterations = _count("count of state", counts[0]) if counts else None
     return {slot: arrays for slot, arrays in found.items() if slot in slots}, iterations, 0
 
 
@@ -151,7 +156,8 @@ def write(
     Raises
     ------
     ValueError, TypeError
-        If `state` is of another form, of other options, or of other shapes; if a cycle is under way
+        If `state` is of another form, of other options, or of other shapes, or holds more than
+        RMSprop's; if a cycle is under way
         that the other framework can't continue; if it has no averages and this optimizer does; or
         if its integers can't hold the iterations.
     """
@@ -183,7 +189,7 @@ def write(
         )
     _refuse_averages(framework, slots)
     if framework == "torch":
-        indices = _torch_indices(state, count)
+        indices, known = _torch_indices(state, count), _torch_entries(state, count)
         for i, group in enumerate(state["param_groups"]):
             given = ["square_avg"]
             given += ["momentum_buffer"] if group.get("momentum", 0) > 0 else []
@@ -192,7 +198,7 @@ def write(
         entries = {}
         for position, index in enumerate(indices):
             mine = {TORCH[slot]: values[slot][position] for slot in TORCH if slot in slots}
-            old = state["state"].get(index, mine)
+            old = known[position] or mine
             entries[index] = {"step": put("step", iterations, old.get("step", np.float32(0)))}
             for name, value in mine.items():
                 entries[index][name] = put(
@@ -202,7 +208,7 @@ def write(
     _optax_fields(state, slots)
 
     def new(name: str, tree: Any) -> Any:
-        if name == "count":
+        if name in UPDATES:
             return put(name, iterations, tree)
         slot = next(slot for slot in OPTAX if OPTAX[slot] == name)
         mine = [-m for m in values[slot]] if slot == "momentum" else values[slot]
@@ -300,6 +306,19 @@ def _torch_indices(state: Any, count: int) -> list[Any]:
     return indices
 
 
+def _torch_entries(state: Any, count: int) -> list[Mapping[str, Any]]:
+    """What there is of each parameter, and is RMSprop's."""
+    entries = [state["state"].get(i, {}) for i in _torch_indices(state, count)]
+    for i, entry in enumerate(entries):
+        where = f"state of parameter {i}"
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"{where} is of type {type(entry).__name__}, not a dict")
+        for name in entry:
+            if name != "step" and name not in TORCH.values():
+                raise ValueError(f"{where} has {name}, which torch.optim.RMSprop does not keep")
+    return entries
+
+
 def _map_fields(tree: Any, change: Callable[[str, Any], Any]) -> Any:
     """A copy of (named) tuples in tuples, where ``change(name, value)`` replaces optax's fields."""
     if not isinstance(tree, (list, tuple)):
@@ -307,7 +326,7 @@ def _map_fields(tree: Any, change: Callable[[str, Any], Any]) -> Any:
     names = getattr(tree, "_fields", None)
     if names is None:
         return type(tree)(_map_fields(value, change) for value in tree)
-    known = {"count", *OPTAX.values()}
+    known = {*UPDATES, *OPTAX.values()}
     pairs = zip(names, tree, strict=True)
     return type(tree)(*(change(n, v) if n in known else _map_fields(v, change) for n, v in pairs))
 
@@ -315,6 +334,27 @@ def _map_fields(tree: Any, change: Callable[[str, Any], Any]) -> Any:
 def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
     """The values of the fields, all of them there once; a count of each of several owners."""
     fields: dict[str, Any] = {}
+
+    def check(name: str, value: Any) -> None:
+        """Raise for numbers that are not RMSprop's."""
+        if isinstance(value, Mapping):
+            for part in value.values():
+                check(name, part)
+        elif isinstance(value, (list, tuple)):
+            names = getattr(value, "_fields", None) or [name] * len(value)
+            for inner, part in zip(names, value, strict=True):
+                if inner not in {*UPDATES, *OPTAX.values(), *SEEN}:
+                    check(inner, part)
+        elif not _is_zero(value):
+            if name == "mini_step":
+                raise ValueError(
+                    f"state is that of a cycle of gradients under way (mini_step is {value}); "
+                    "finish the cycle first"
+                )
+            raise ValueError(
+                f"state has {name}, which optax.rmsprop does not keep; pass the state of "
+                "optax.rmsprop alone, if the steps to come don't depend on the rest"
+            )
 
     def collect(name: str, value: Any) -> None:
         if name in fields and (
@@ -328,8 +368,16 @@ def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
         raise ValueError(
             f"state, of type {type(state).__name__}, has no nu: it is not that of optax.rmsprop"
         )
+    check("state", state)
     _check_slots("optax", "state", fields, OPTAX, slots)
     return fields
+
+
+def _is_zero(value: Any) -> bool:
+    try:
+        return value is None or not np.asarray(value).any()
+    except TypeError:  # a key of jax.random
+        return False
 
 
 def _optax_arrays(name: str, tree: Any, count: int, keys: Sequence[Any] | None) -> list[Any]:

@@ -900,7 +900,8 @@ class Optimizer(_core.Core):
             optax's state. The leaves are NumPy arrays, or anything that `numpy.asarray` takes. It
             holds no hyper-parameters for us: make the optimizer with `RMSprop.like`, and call
             `build` with the parameters first. In the middle of a cycle, which Keras's can be, a
-            parameter whose sum is 0 counts as one that has had no gradient in it.
+            parameter whose sum is 0 counts as one that has had no gradient in it. Wrappers of optax
+            are seen through where they keep no numbers on which the steps to come depend.
 
         Raises
         ------

@@ -1,5 +1,6 @@
 """State goes to other frameworks' RMSprop and comes back; these structures are made by hand."""
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,26 @@ class ScaleByScheduleState(NamedTuple):
 
 class EmptyState(NamedTuple):
     pass
+
+
+class MultiStepsState(NamedTuple):
+    mini_step: Any
+    gradient_step: Any
+    inner_opt_state: Any
+    acc_grads: Any
+    skip_state: Any = ()
+
+
+class EmaState(NamedTuple):
+    count: Any
+    ema: Any
+
+
+class InjectStatefulHyperparamsState(NamedTuple):
+    count: Any
+    hyperparams: Any
+    hyperparams_states: Any
+    inner_state: Any
 
 
 class Params(NamedTuple):
@@ -281,6 +302,78 @@ def test_a_cycle_under_way_is_only_known_to_keras(framework):
     assert_same_state(write(framework, state, values, 7, 0, cycle=4), state)
     with pytest.raises(ValueError, match=f"{framework}'s state has no place .* 3 of 4 calls"):
         write(framework, state, values, 7, 3, cycle=4)
+
+
+def in_steps(mini_step, acc_grads, counts=True):
+    """As the state of ``optax.MultiSteps(optax.rmsprop(...), 4)``."""
+    return MultiStepsState(mini_step, np.array(7), state_of_optax(counts=counts), acc_grads)
+
+
+UNREAD = {
+    "a cycle under way": (
+        "optax",
+        in_steps(np.array(3), [np.ones(shape) for shape in SHAPES]),
+        "state is that of a cycle of gradients under way (mini_step is 3); finish the cycle first",
+    ),
+    "a cycle of zeros": (
+        "optax",
+        in_steps(np.array(1), [np.zeros(shape) for shape in SHAPES]),
+        "cycle of gradients under way (mini_step is 1)",
+    ),
+    "gradients that are not finite": (
+        "optax",
+        in_steps(np.array(0), [np.full(shape, np.nan) for shape in SHAPES]),
+        "state has acc_grads, which optax.rmsprop does not keep; pass the state of optax.rmsprop",
+    ),
+    "an average of updates": (
+        "optax",
+        (*state_of_optax(), EmaState(np.array(7), {"w": np.zeros(2), "b": [np.array([0, 1])]})),
+        "state has ema, which optax.rmsprop does not keep",
+    ),
+    "a wrapper of torch": (
+        "torch",
+        {
+            **state_of_torch(),
+            "state": {
+                i: {**entry, "slow_buffer": entry["square_avg"]}
+                for i, entry in state_of_torch()["state"].items()
+            },
+        },
+        "state of parameter 0 has slow_buffer, which torch.optim.RMSprop does not keep",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_would_be_lost_of_a_state_is_refused_both_ways(case):
+    framework, state, message = UNREAD[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(framework, state, SLOTS, 3)
+    values, _, _ = read("keras3", state_of_keras(), SLOTS, 3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write(framework, state, values, 7)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_optax_wrappers_without_numbers_of_their_own_are_seen_through(counts):
+    slots = SLOTS if counts else ["accumulator", "momentum"]
+    zeros = [np.zeros(shape) for shape in SHAPES]
+    state = (
+        InjectStatefulHyperparamsState(
+            np.array(7), {"learning_rate": np.array(0.5)}, {}, in_steps(np.array(0), zeros, counts)
+        ),
+        EmaState(np.array(7), zeros),
+    )
+    values, iterations, calls = read("optax", state, slots, 3)
+    assert (iterations, calls) == (7, 0)
+    assert_same_bits(values["accumulator"][0], arrays(0, np.float32)[0])
+    written = write("optax", state, values, 9)
+    assert_same_state(write("optax", written, values, 7), state)
+    steps = written[0].inner_state
+    assert (written[0].count, steps.gradient_step, steps.mini_step) == (9, 9, 0)
+    assert written[0].hyperparams == {"learning_rate": 0.5}
+    # Where rmsprop itself counts nothing, the wrapper's number of updates is it.
+    assert read("optax", in_steps(np.array(0), zeros, counts), slots, 3)[1] == 7
 
 
 def without(*slots):

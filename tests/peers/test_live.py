@@ -79,6 +79,82 @@ def test_training_goes_on_after_state_came_over_and_after_it_went_back(name, dty
         assert_close(params, theirs.params(), case, dtype, f"call {call}")
 
 
+def multi_steps(optax, rmsprop):
+    return optax.MultiSteps(rmsprop, 4)
+
+
+WRAPPERS = {
+    "MultiSteps": multi_steps,
+    "MultiSteps that skip": lambda optax, rmsprop: optax.MultiSteps(
+        rmsprop, 4, should_skip_update_fn=optax.skip_not_finite
+    ),
+    "apply_if_finite": lambda optax, rmsprop: optax.apply_if_finite(rmsprop, 3),
+    "masked": lambda optax, rmsprop: optax.masked(rmsprop, [True, True]),
+    "chain": lambda optax, rmsprop: optax.chain(optax.zero_nans(), rmsprop),
+    "inject_hyperparams": lambda optax, _: optax.inject_hyperparams(optax.rmsprop)(LR),
+}
+
+
+def optax_steps(wrapped, state, params, steps):
+    """As many steps along gradients that are the parameters."""
+    optax = pytest.importorskip("optax")
+    for _ in range(steps):
+        updates, state = wrapped.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    return state, params
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_state_inside_a_wrapper_of_optax_goes_over_and_back(name):
+    optax = pytest.importorskip("optax")
+    wrapped = WRAPPERS[name](optax, optax.rmsprop(LR))
+    cycle = 4 if "MultiSteps" in name else 1
+    start = [np.full(3, 0.5, np.float32), np.ones((), np.float32)]
+    state, theirs = optax_steps(wrapped, wrapped.init(start), start, 2 * cycle)
+    mine = [np.array(x) for x in theirs]
+    opt = RMSprop.like("optax", learning_rate=LR)
+    opt.build(mine)
+    opt.import_state("optax", state)
+    if cycle > 1:
+        assert opt.iterations == 2
+        opt.gradient_accumulation_steps = cycle
+    _, theirs = optax_steps(wrapped, state, theirs, cycle)
+    for _ in range(cycle):
+        opt.step(mine, [x.copy() for x in mine])
+    back = opt.export_state("optax", state)
+    more, theirs = optax_steps(wrapped, back, mine, cycle)
+    for _ in range(cycle):
+        opt.step(mine, [x.copy() for x in mine])
+    for x, y in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+    if cycle > 1:
+        assert more.gradient_step == opt.iterations == 4
+
+
+def test_state_of_optax_in_the_middle_of_a_cycle_raises():
+    optax = pytest.importorskip("optax")
+    wrapped, start = multi_steps(optax, optax.rmsprop(LR)), [np.ones(3, np.float32)]
+    state, _ = optax_steps(wrapped, wrapped.init(start), start, 3)
+    opt = RMSprop.like("optax", learning_rate=LR)
+    opt.build(start)
+    for call in (opt.import_state, opt.export_state):
+        with pytest.raises(ValueError, match=r"mini_step is 3.*; finish the cycle first"):
+            call("optax", state)
+
+
+@pytest.mark.parametrize("name", ["ema", "apply_every", "add_noise"])
+def test_what_optax_keeps_beside_rmsprop_and_steps_depend_on_raises(name):
+    optax = pytest.importorskip("optax")
+    arguments = {"ema": (0.9,), "apply_every": (3,), "add_noise": (0.1, 0.5, 1)}[name]
+    wrapped = optax.chain(optax.rmsprop(LR), getattr(optax, name)(*arguments))
+    start = [np.ones(3, np.float32)]
+    state, _ = optax_steps(wrapped, wrapped.init(start), start, 3)
+    opt = RMSprop.like("optax", learning_rate=LR)
+    opt.build(start)
+    with pytest.raises(ValueError, match=r"which optax\.rmsprop does not keep; pass the state of"):
+        opt.import_state("optax", state)
+
+
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
 @pytest.mark.parametrize("frequency", [None, 3])
 @pytest.mark.parametrize("cycle", [None, 4])
