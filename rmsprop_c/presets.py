@@ -15,7 +15,37 @@ class Preset(NamedTuple):
     required: tuple[str, ...] = ()  # in its names
     ignored: tuple[str, ...] = ()  # arguments that change no number
     neutral: Mapping[str, Any] = MappingProxyType({})  # known at this value only
+    check: Callable[[Mapping[str, Any]], None] = lambda given: None  # in its names
     adjust: Callable[[dict[str, Any]], None] = lambda arguments: None
+
+
+# Arguments of tf_keras.optimizers.RMSprop, the class of tf.keras from 2.11 on, that the legacy one
+# does not have: its formula is that of Keras 3.
+_LATER = ("jit_compile", "use_ema", "ema_momentum", "ema_overwrite_frequency", "weight_decay")
+
+
+def _check_legacy(given: Mapping[str, Any]) -> None:
+    found = [name for name in _LATER if name in given]
+    if found or not given.get("is_legacy_optimizer", True):
+        raise ValueError(
+            f"{found[0] if found else 'is_legacy_optimizer=False'} is of tf_keras.optimizers."
+            "RMSprop (tf.keras from 2.11 on), which is RMSprop.like('keras3', ...); "
+            "like('tf_keras') is tf_keras.optimizers.legacy.RMSprop"
+        )
+
+
+def _check_keras3(given: Mapping[str, Any]) -> None:
+    if given.get("is_legacy_optimizer") or {"name", "decay"} <= given.keys():
+        raise ValueError(
+            "the arguments are those of tf_keras.optimizers.legacy.RMSprop (tf.keras up to 2.10); "
+            "use RMSprop.like('tf_keras', ...)"
+        )
+    if given.get("use_ema") and {"jit_compile", "is_legacy_optimizer"} & given.keys():
+        raise ValueError(
+            "averages of tf_keras begin at the parameters before the first step, those of Keras 3 "
+            "and here at those after it; leave out jit_compile and is_legacy_optimizer to have the "
+            "latter"
+        )
 
 
 def _tf_keras(arguments: dict[str, Any]) -> None:
@@ -40,11 +70,12 @@ PRESETS = {
         {"lr": 0.001, "rho": 0.9, "epsilon": 1e-8},
     ),
     "keras3": Preset(
-        "keras.optimizers.RMSprop, Keras 3.15",
+        "keras.optimizers.RMSprop, Keras 3.15; tf_keras.optimizers.RMSprop, tf_keras 2.21",
         {"learning_rate": "lr", **_KERAS_CLIPPING},
         {**_KERAS_DEFAULTS, "epsilon_in_sqrt": True, "decoupled_weight_decay": True},
-        ignored=("name",),
+        ignored=("name", "jit_compile", "is_legacy_optimizer"),
         neutral={"loss_scale_factor": None},
+        check=_check_keras3,
     ),
     "tf1": Preset(
         "tf.compat.v1.train.RMSPropOptimizer, TensorFlow 2.21",
@@ -57,7 +88,8 @@ PRESETS = {
         "tf_keras.optimizers.legacy.RMSprop, tf_keras 2.21",
         {"learning_rate": "lr", **_KERAS_CLIPPING},
         _KERAS_DEFAULTS,
-        ignored=("name",),
+        ignored=("name", "is_legacy_optimizer"),
+        check=_check_legacy,
         adjust=_tf_keras,
     ),
     "torch": Preset(
@@ -100,7 +132,7 @@ def translate(framework: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        For an unknown framework.
+        For an unknown framework, or arguments of another class of it.
     TypeError
         For an argument that the framework requires and that is missing, or two for the same thing.
     """
@@ -110,6 +142,7 @@ def translate(framework: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in preset.required:
         if name not in arguments and preset.names[name] not in arguments:
             raise TypeError(f"{framework}'s {name} has no default; pass {name}=...")
+    preset.check(arguments)
     given: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in preset.ignored:

@@ -166,8 +166,9 @@ class RMSprop(Optimizer):
         Parameters
         ----------
         framework : {"keras2", "keras3", "tf1", "tf_keras", "torch", "optax", "timm"}
-            ``tf.contrib.keras`` and Keras 2.0; Keras 3; ``tf.compat.v1.train``;
-            ``tf_keras.optimizers.legacy``; PyTorch; optax; timm's RMSpropTF.
+            ``tf.contrib.keras`` and Keras 2.0; Keras 3, and ``tf_keras.optimizers`` (tf.keras from
+            2.11 on); ``tf.compat.v1.train``; ``tf_keras.optimizers.legacy`` (tf.keras up to 2.10);
+            PyTorch; optax; timm's RMSpropTF.
         **arguments
             The arguments of that framework's class, under its names and with its defaults; beyond
             them, options of this class that it does not have.

@@ -34,17 +34,21 @@ Own = TypeVar("Own", bound="LearningRateSchedule")
 class LearningRateSchedule:
     """Base of the schedules: call it with a step to get the learning rate of that step."""
 
+    name: str | None = None  # Keras's, in its configs
+
     def __call__(self, step: int) -> float:
         """Return the learning rate of the step that follows `step` others."""
         raise TypeError(f"{type(self).__name__} does not say what it is: define __call__")
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments as plain JSON types; Keras 3 accepts them."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
+        """The arguments as plain JSON types; Keras 3 accepts them. A name is there if it is set."""
+        config = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
+        name = config.pop("name", None)
+        return config if name is None else config | {"name": name}
 
     @classmethod
     def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
-        """Make a schedule from what `get_config`, of Keras 3 too, returned; a name is ignored."""
+        """Make a schedule from what `get_config`, of Keras 3 too, returned."""
         return cls(**{key: value for key, value in config.items() if key != "name"})
 
 
@@ -68,6 +72,12 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     return tuple(_number(f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; it must be a string")
+    return value
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}; it must be True or False")
@@ -78,8 +88,14 @@ def _flag(name: str, value: Any) -> bool:
 class _Checked(LearningRateSchedule):
     """The arguments as Python's own numbers, or an error."""
 
+    name: str | None = dataclasses.field(default=None, kw_only=True, compare=False, repr=False)
+
+    @classmethod
+    def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
+        return cls(**config)
+
     def __post_init__(self) -> None:
-        checks = {bool: _flag, Sequence[float]: _numbers}
+        checks = {bool: _flag, Sequence[float]: _numbers, str | None: _text}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:

@@ -278,6 +278,73 @@ def test_a_value_out_of_range_is_refused_by_our_name(framework, arguments, excep
         RMSprop.like(framework, **arguments)
 
 
+TF_KERAS = {  # tf_keras.optimizers.RMSprop().get_config(), of tf_keras 2.21
+    "name": "RMSprop",
+    "weight_decay": None,
+    "clipnorm": None,
+    "global_clipnorm": None,
+    "clipvalue": None,
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": 100,
+    "jit_compile": False,
+    "is_legacy_optimizer": False,
+    "learning_rate": np.float32(0.001),
+    "rho": 0.9,
+    "momentum": 0.0,
+    "epsilon": 1e-07,
+    "centered": False,
+}
+LEGACY = {  # tf_keras.optimizers.legacy.RMSprop().get_config()
+    "name": "RMSprop",
+    "learning_rate": 0.001,
+    "decay": 0.0,
+    "rho": 0.9,
+    "momentum": 0.0,
+    "epsilon": 1e-07,
+    "centered": False,
+}
+
+
+def test_the_config_of_tf_keras_goes_to_the_preset_of_its_class():
+    changed = {"weight_decay": 0.25, "global_clipnorm": 2.0, "learning_rate": 0.5}
+    opt = RMSprop.like("keras3", **TF_KERAS | changed)
+    assert opt.get_config() == config("keras3", changed | {"ema_overwrite_frequency": 100})
+    with pytest.raises(TypeError, match=r"use RMSprop\.like\('keras3', \*\*config\)$"):
+        RMSprop.from_config(TF_KERAS)
+    legacy = LEGACY | {"is_legacy_optimizer": True}  # some versions add it
+    assert RMSprop.like("tf_keras", **legacy).get_config() == config("tf_keras", {})
+
+
+@pytest.mark.parametrize(
+    ("framework", "arguments", "message"),
+    [
+        (
+            "tf_keras",
+            TF_KERAS,
+            "^jit_compile is of tf_keras.optimizers.RMSprop .tf.keras from 2.11",
+        ),
+        (
+            "tf_keras",
+            {"weight_decay": 0.01},
+            r"^weight_decay is of .* RMSprop.like\('keras3', ...\)",
+        ),
+        ("tf_keras", {"use_ema": False}, "^use_ema is of tf_keras.optimizers.RMSprop"),
+        ("tf_keras", LEGACY | {"is_legacy_optimizer": False}, "^is_legacy_optimizer=False is of"),
+        ("keras3", LEGACY, r"legacy.RMSprop .*; use RMSprop.like\('tf_keras', ...\)$"),
+        (
+            "keras3",
+            TF_KERAS | {"is_legacy_optimizer": True},
+            r"legacy.RMSprop .*'tf_keras', ...\)$",
+        ),
+        ("keras3", TF_KERAS | {"use_ema": True}, "^averages of tf_keras begin at the parameters"),
+    ],
+)
+def test_arguments_of_the_other_class_of_tf_keras_raise(framework, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RMSprop.like(framework, **arguments)
+
+
 # f(x) = sum([.1, .2, .3] * x**2) from x = 1: ten steps with each framework's own defaults.
 TEN_STEPS = {
     "keras2": [0.9827184899341675, 0.9827184891036894, 0.9827184888268633],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmsprop_c import schedules
+from rmsprop_c import RMSprop, schedules
 from rmsprop_c.schedules import (
     CosineDecay,
     CosineDecayRestarts,
@@ -141,8 +141,25 @@ def test_configs_as_keras_writes_them_are_read():
         "config": config,
         "registered_name": None,
     }
-    assert schedules.deserialize(serialized) == CosineDecay(0.1, 800)
-    assert "name" in config, "the caller's dict was changed"
+    schedule = schedules.deserialize(serialized)
+    assert schedule == CosineDecay(0.1, 800)
+    assert schedule.get_config() == config
+    config["name"] = None  # as tf_keras has it
+    schedule = schedules.deserialize(serialized)
+    assert schedule.get_config() == {k: v for k, v in config.items() if k != "name"}
+
+
+@pytest.mark.parametrize("schedule", EACH, ids=repr)
+def test_a_name_is_kept_and_changes_nothing(schedule):
+    arguments = schedule.get_config()
+    named = type(schedule)(**arguments, name="mine")
+    assert named.get_config() == {**arguments, "name": "mine"}
+    assert (named, hash(named), repr(named)) == (schedule, hash(schedule), repr(schedule))
+    assert [named(step) for step in range(5)] == [schedule(step) for step in range(5)]
+    again = RMSprop.from_config(RMSprop(lr=named).get_config())
+    assert again.get_config()["lr"]["config"]["name"] == "mine"
+    with pytest.raises(TypeError, match=r"^name is 3; it must be a string$"):
+        type(schedule)(**arguments, name=3)
 
 
 @pytest.mark.parametrize(

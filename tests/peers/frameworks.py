@@ -213,6 +213,32 @@ class TFKeras(TF1):
         self.optimizer.learning_rate = lr
 
 
+class LaterTFKeras(TF1):
+    """The class of tf.keras from 2.11 on, with the arguments of Keras 3's."""
+
+    def __init__(self, params, arguments):
+        import tf_keras
+
+        tf_keras.backend.set_floatx(params[0].dtype.name)
+        arguments = dict(arguments)
+        excluded = arguments.pop("exclude_from_weight_decay", ())
+        if isinstance(arguments.get("learning_rate"), dict):
+            schedule = tf_keras.optimizers.schedules.deserialize(arguments["learning_rate"])
+            arguments["learning_rate"] = schedule
+        super().__init__(params, arguments)
+        if excluded:
+            self.optimizer.exclude_from_weight_decay([self.variables[i] for i in excluded])
+
+    @staticmethod
+    def original():
+        from tf_keras.optimizers import RMSprop
+
+        return RMSprop
+
+    def set_lr(self, lr):
+        self.optimizer.learning_rate = lr
+
+
 FRAMEWORKS = {
     "torch": Torch,
     "keras3": Keras3,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import DTYPES, LR, grid, inputs
-from frameworks import FRAMEWORKS, trajectory
+from frameworks import FRAMEWORKS, LaterTFKeras, trajectory
 from test_peers import assert_close, like, trajectory as our_trajectory
 
 from rmsprop_c import RMSprop
@@ -50,6 +50,57 @@ def test_every_framework_is_repeated_at_every_call(name, dtype):
         if averages:
             expected = expected_averages[call]
             assert_close(averages, expected, case, dtype, f"averages, call {call + 1}")
+
+
+LATER = [
+    (name, dtype)
+    for name, case in CASES.items()
+    if case.framework == "keras3"
+    and not {"use_ema", "gradient_accumulation_steps"} & case.arguments.keys()
+    for dtype in DTYPES
+    # tf_keras computes schedules in float32.
+    if dtype == "float32" or not isinstance(case.arguments.get("learning_rate"), dict)
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), LATER)
+def test_tf_keras_from_2_11_on_is_repeated_as_keras_3(name, dtype):
+    case = CASES[name]
+    start, grads = inputs(dtype, case.scale)
+    theirs = LaterTFKeras(start, case.arguments)
+    rates = dict(case.lr_at)
+    for call, (params, _) in enumerate(our_trajectory(case, dtype, start, grads)):
+        if call in rates:
+            theirs.set_lr(rates[call])
+        theirs.step(grads[call])
+        assert_close(params, theirs.params(), case, dtype, f"call {call + 1}")
+
+
+def test_the_config_of_tf_keras_is_taken_as_it_is():
+    original = LaterTFKeras.original()
+    given = {"momentum": 0.875, "weight_decay": 0.25, "global_clipnorm": 2.0, "rho": 0.75}
+    opt = RMSprop.like("keras3", **original(LR, **given).get_config())
+    expected = RMSprop.like("keras3", learning_rate=LR, ema_overwrite_frequency=100, **given)
+    assert opt.get_config() == expected.get_config()
+    with pytest.raises(ValueError, match=r"^averages of tf_keras begin at the parameters before"):
+        RMSprop.like("keras3", **original(use_ema=True).get_config())
+    with pytest.raises(ValueError, match=r"^jit_compile is of tf_keras"):
+        RMSprop.like("tf_keras", **original().get_config())
+    legacy = FRAMEWORKS["tf_keras"].original()().get_config()
+    assert RMSprop.like("tf_keras", **legacy).get_config()["epsilon"] == 1e-7
+    with pytest.raises(ValueError, match="legacy"):
+        RMSprop.like("keras3", **legacy)
+
+
+def test_averages_of_tf_keras_begin_at_the_parameters():
+    """Which is why they raise: in Keras 3 and here they begin after the first step."""
+    start, grads = inputs("float64", 1.0)
+    theirs = LaterTFKeras(start, {"learning_rate": LR, "use_ema": True, "ema_momentum": 0.75})
+    theirs.step(grads[0])
+    for x, begin, after in zip(
+        theirs.optimizer._model_variables_moving_average, start, theirs.params(), strict=True
+    ):
+        np.testing.assert_allclose(x.numpy(), 0.75 * begin + 0.25 * after, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

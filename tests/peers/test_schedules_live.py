@@ -51,3 +51,7 @@ def test_configs_go_to_keras_and_back(live):
         assert type(theirs).__name__ == name
         assert schedules.KNOWN[name].from_config(theirs.get_config()) == schedule
         assert schedules.deserialize(keras.serialize(theirs)) == schedule
+        named = schedules.KNOWN[name](**arguments, name="mine")
+        theirs = keras.deserialize(schedules.serialize(named))
+        assert theirs.name == "mine"
+        assert schedules.deserialize(keras.serialize(theirs)).get_config() == named.get_config()
