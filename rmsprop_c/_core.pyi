@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
@@ -20,6 +21,7 @@ def configure_minimums(
 def dlpack_arrays(
     params: list[Any], grads: list[Any], *state: list[Any]
 ) -> tuple[list[list[Any]], bool]: ...
+def spans(given: list[Any]) -> NDArray[np.int64]: ...
 
 @disjoint_base
 class Core:

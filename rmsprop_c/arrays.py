@@ -285,6 +285,53 @@ def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
         return True
 
 
+def _meeting(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Where ranges start and end, by start; that order; which of them meet an earlier one."""
+    low, high = spans.T
+    order = low.argsort()
+    low, high = low[order], high[order]
+    return low, high, order, np.flatnonzero(low[1:] < np.maximum.accumulate(high)[:-1]) + 1
+
+
+def any_meet(spans: NDArray[np.int64]) -> bool:
+    """Whether two of the ranges, shape (n, 2), have an address in common."""
+    return bool(_meeting(spans)[3].size)
+
+
+def shared_between(
+    owners: list[list[NDArray[Any]]], written: list[int], spans: NDArray[np.int64]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Two arrays that share memory although they belong to steps of different owners.
+
+    Parameters
+    ----------
+    owners : list of list of ndarray
+        The arrays of each.
+    written : list of int
+        How many of them, from the first on, its step writes; two others may share memory.
+    spans : ndarray of int, shape (n, 2)
+        The addresses between which each of them lies, one owner after the other.
+
+    Returns
+    -------
+    tuple of two (int, int), or None
+        Owner and position of each; None if there are no such two.
+    """
+    low, high, order, met = _meeting(spans)
+    places = [(owner, i) for owner, own in enumerate(owners) for i in range(len(own))]
+    for place in met:
+        owner, i = places[order[place]]
+        for before in np.flatnonzero(high[:place] > low[place]):
+            other, j = places[order[before]]
+            if (
+                owner != other
+                and (i < written[owner] or j < written[other])
+                and share_memory(owners[owner][i], owners[other][j])
+            ):
+                return (owner, i), (other, j)
+    return None
+
+
 def check_real(x: NDArray[Any], name: str) -> None:
     """Raise for what is no array of real numbers, as weights and state must be."""
     if x.dtype.kind not in "fiu" and not (

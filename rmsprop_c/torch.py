@@ -5,9 +5,10 @@ state dicts go from one class to the other at any time, and a step copies nothin
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
+from itertools import chain
 from typing import Any
 
-from . import _core, interchange, presets, rmsprop
+from . import _core, arrays, interchange, presets, rmsprop
 
 try:
     import torch
@@ -88,6 +89,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     """
 
     _steppers: Sequence["Stepper"] = ()  # of the groups
+    _places = b""  # of the arrays of the latest step
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters with arguments of its own; see ``torch.optim.Optimizer``.
@@ -147,6 +149,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
         ]
         if any(step.changed for step in steps):
             owned_once(steps)
+        if len(steps) > 1:  # within one, the core looks
+            self._places = apart(steps, self._places)
         for step in steps:
             step.make(self.state)
 
@@ -222,6 +226,12 @@ class Step:
     def name(self, position: int) -> str:
         """How errors call a parameter."""
         return name(self.group, self.index, self.places[position])
+
+    def called(self, position: int) -> str:
+        """How errors call one of its arrays: parameters, states, and gradients behind them."""
+        kind, i = divmod(position, len(self.params))
+        kinds = ["", *(f"the {interchange.TORCH[slot]} of " for slot in self.slots)]
+        return [*kinds, "the gradient of "][kind] + self.name(i)
 
     def packed(self, tensors: list[Any], what: str) -> list[Any]:
         """Tensors in DLPack's form; None for those whose memory holds the negative of them."""
@@ -316,6 +326,25 @@ def owned_once(steps: list["Step"]) -> None:
                 if id(tensor) in seen:
                     raise ValueError(f"the state of {step.name(i)} is that of another parameter")
                 seen.add(id(tensor))
+
+
+def apart(steps: list["Step"], known: bytes) -> bytes:
+    """Raise for memory that belongs to two groups: each is updated in a step of its own.
+
+    `known` is what this returned at an earlier step: where the arrays lay, if none met another.
+    """
+    columns = [[step.arrays, *step.slots.values(), step.grads] for step in steps]
+    spans = _core.spans([x for step in columns for column in step for x in column])
+    places = spans.tobytes()
+    if places == known or not arrays.any_meet(spans):
+        return places
+    owners = [list(chain(*step)) for step in columns]
+    written = [len(own) - len(step.grads) for own, step in zip(owners, steps, strict=True)]
+    found = arrays.shared_between(owners, written, spans)
+    if found is not None:
+        one, other = (steps[step].called(position) for step, position in found)
+        raise ValueError(f"{one} shares memory with {other}; give each its own, by clone()")
+    return b""
 
 
 def missing(p: Any, entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:

@@ -1125,6 +1125,81 @@ def test_parameters_that_share_memory_are_refused_and_parts_of_one_tensor_are_no
     assert not optimizer.state
 
 
+def groups_that_share(kind):
+    """Two groups of which the second holds memory of the first; the names of both places."""
+    flat = torch.ones(6)
+    first, second = torch.nn.Parameter(flat[:4]), torch.nn.Parameter(torch.ones(3))
+    first.grad, second.grad = torch.ones(4), torch.ones(3)
+    optimizer = RMSprop([{"params": [first]}, {"params": [second]}])
+    optimizer.step()
+    mine, other = "param_groups[1]['params'][0]", "param_groups[0]['params'][0]"
+    if kind == "parameter":
+        second.data = flat[3:]
+    elif kind == "gradient":
+        second.grad = flat[1:4]
+        mine = f"the gradient of {mine}"
+    else:
+        optimizer.state[second]["square_avg"] = flat[1:4]
+        mine = f"the square_avg of {mine}"
+    return optimizer, (mine, other)
+
+
+def moved_by_constant_gradients(maker, dtype, deviation):
+    """The way of 1,000 numbers in 300 steps along gradients around 1."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.ones(1000, dtype=dtype))
+    optimizer = maker([p], alpha=0.9, centered=True)
+    for _ in range(300):
+        noise = torch.randn(1000, generator=generator, dtype=torch.float64)
+        p.grad = (1 + deviation * noise).float().to(dtype)
+        optimizer.step()
+    return p.detach().double() - 1
+
+
+@pytest.mark.parametrize(
+    ("deviation", "low", "high"), [(0.1, 1e-6, 1e-4), (0.01, 2e-4, 1e-2), (0.001, 1, np.inf)]
+)
+def test_float32_loses_the_variance_of_nearly_constant_gradients_in_torch_too(deviation, low, high):
+    """What docs/torch.md says of `centered`: float64 agrees, float32 is as far off in both."""
+    true = moved_by_constant_gradients(torch.optim.RMSprop, torch.float64, deviation)
+    ours = moved_by_constant_gradients(RMSprop, torch.float64, deviation)
+    assert ((ours - true) / true).abs().max() < 1e-9
+    theirs = moved_by_constant_gradients(torch.optim.RMSprop, torch.float32, deviation)
+    ours = moved_by_constant_gradients(RMSprop, torch.float32, deviation)
+    assert low < ((ours - true) / true).abs().max() < high
+    if deviation > 0.001:
+        assert low < ((theirs - true) / true).abs().max() < high
+    else:
+        assert theirs.isnan().any()
+        assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["parameter", "gradient", "state"])
+def test_memory_shared_between_groups_raises_as_within_one(kind):
+    optimizer, names = groups_that_share(kind)
+    before = copy.deepcopy([group["params"] for group in optimizer.param_groups])
+    with pytest.raises(ValueError, match="shares memory with") as caught:
+        optimizer.step()
+    assert all(name in str(caught.value) for name in names), caught.value
+    for group, expected in zip(optimizer.param_groups, before, strict=True):
+        assert_same_bits(group["params"], expected)
+
+
+def test_groups_may_have_parts_of_one_tensor_and_gradients_in_common():
+    flat, runs = torch.ones(4, 6), []
+    for maker in (RMSprop, torch.optim.RMSprop):
+        data = flat.clone()
+        parts = [data[:2, ::2], data[:2, 1::2], data[2:], data[:0]]
+        params = [torch.nn.Parameter(part) for part in parts]
+        gradient = torch.ones(2, 3)
+        for p in params:
+            p.grad = gradient if p.shape == gradient.shape else torch.ones(p.shape)
+        maker([{"params": [p]} for p in params], lr=0.5).step()
+        runs.append(data)
+    assert torch.allclose(*runs)
+    assert (runs[0] < -3.9).all()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_changes_no_bit(threads):
     runs, before = [], torch.get_num_threads()
