@@ -39,6 +39,7 @@ KERAS = ("moving_average", "gradient_sum", "accumulator", "momentum", "average_g
 # anything else that is not 0 the numbers of the next steps depend.
 SEEN = {"hyperparams", "hyperparams_states", "skip_state", "found_nan"}
 SEEN |= {"notfinite_count", "last_finite", "total_notfinite"}
+OWNERS = ("ScaleByRms", "ScaleByRStdDev")  # how the classes of its state begin: Adam's have nu, too
 UPDATES = ("count", "gradient_step")  # the latter is that of optax.MultiSteps
 # Which option makes a slot.
 OPTIONS = {"momentum": "momentum", "average_gradient": "centered", "moving_average": "use_ema"}
@@ -342,6 +343,11 @@ def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
                 check(name, part)
         elif isinstance(value, (list, tuple)):
             names = getattr(value, "_fields", None) or [name] * len(value)
+            if "nu" in names and not type(value).__name__.startswith(OWNERS):
+                raise ValueError(
+                    f"state is that of another optimizer, a {type(value).__name__}, not that of "
+                    "optax.rmsprop"
+                )
             for inner, part in zip(names, value, strict=True):
                 if inner not in {*UPDATES, *OPTAX.values(), *SEEN}:
                     check(inner, part)

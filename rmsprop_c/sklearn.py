@@ -14,6 +14,7 @@ True
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 try:
     from sklearn import neural_network
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network._multilayer_perceptron import _STOCHASTIC_SOLVERS
     from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
     from sklearn.utils._param_validation import StrOptions
@@ -136,12 +138,21 @@ class _Trained:
                 own["learning_rate"],
                 own["power_t"],
             )
+        before = _counts(own.get("_optimizer"))
         given = {name: own[name] for name in MOMENTUM}
         own.update(self._momentum())  # for scikit-learn's SGD, which knows no None
         try:
             super()._fit_stochastic(*args)  # type: ignore[misc]
         finally:
             own.update(given)
+        made, skipped = np.subtract(_counts(own.get("_optimizer")), before)
+        if skipped and not made:
+            warnings.warn(
+                f"all {skipped} steps were left out, since their gradients are not finite: the "
+                "weights are those from before",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     @property
     def optimizer_(self) -> RMSprop:
@@ -162,12 +173,12 @@ def _undone(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         own = vars(self)
-        before, steps = own.copy(), _steps(own.get("_optimizer"))
+        before, counts = own.copy(), _counts(own.get("_optimizer"))
         try:
             return method(self, *args, **kwargs)
         except BaseException:
             solver = own.get("_optimizer")
-            begun = _steps(solver) > (steps if solver is before.get("_optimizer") else 0)
+            begun = _counts(solver)[0] > (counts[0] if solver is before.get("_optimizer") else 0)
             in_place = begun and own["coefs_"] is before.get("coefs_")
             if own["solver"] == "rmsprop" and not in_place:
                 own.clear()
@@ -183,8 +194,11 @@ def _partial_fit(base: Any) -> Any:
     return available_if(theirs.check)(_undone(theirs.fn))
 
 
-def _steps(solver: Any) -> int:
-    return solver.optimizer.iterations if isinstance(solver, _Solver) else 0
+def _counts(solver: Any) -> tuple[int, int]:
+    """How many steps a solver of ours has made and left out."""
+    if not isinstance(solver, _Solver):
+        return 0, 0
+    return solver.optimizer.iterations, solver.optimizer.skipped_steps
 
 
 def _init(base: type) -> Callable[..., None]:

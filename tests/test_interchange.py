@@ -309,7 +309,18 @@ def in_steps(mini_step, acc_grads, counts=True):
     return MultiStepsState(mini_step, np.array(7), state_of_optax(counts=counts), acc_grads)
 
 
+class ScaleByAdamState(NamedTuple):
+    count: Any
+    mu: Any
+    nu: Any
+
+
 UNREAD = {
+    "Adam's": (
+        "optax",
+        (ScaleByAdamState(*state_of_optax()[0]), *state_of_optax()[1:]),
+        "state is that of another optimizer, a ScaleByAdamState, not that of optax.rmsprop",
+    ),
     "a cycle under way": (
         "optax",
         in_steps(np.array(3), [np.ones(shape) for shape in SHAPES]),

@@ -420,6 +420,19 @@ def test_what_ends_a_fit_leaves_the_parameters_as_they_were(solver, monkeypatch)
     assert model.get_params() == before
 
 
+def test_a_fit_that_has_moved_nothing_warns_that_it_has_not_converged():
+    """scikit-learn alone ends it without a word: the loss did not improve any more."""
+    x, y = data("MLPRegressor", np.float32)
+    x, y = x * np.float32(1e6), np.full_like(y, 1e15)  # the loss is finite
+    model = MLPRegressor(nonfinite="skip", tol=1e25, random_state=0)
+    message = "^all 12 steps were left out, since their gradients are not finite: the weights are"
+    with pytest.warns(ConvergenceWarning, match=message):
+        model.fit(x, y)
+    assert (model.optimizer_.iterations, model.n_iter_) == (0, 12)
+    with pytest.warns(ConvergenceWarning, match="^all 1 steps were left out"):
+        partial(model, x, y)
+
+
 @few_epochs
 def test_steps_that_are_not_finite_are_refused_or_left_out_and_counted():
     x, y = data("MLPRegressor", np.float32)

@@ -193,6 +193,15 @@ def test_state_of_optax_in_the_middle_of_a_cycle_raises():
             call("optax", state)
 
 
+def test_state_of_optaxs_adam_is_not_that_of_a_centered_rmsprop():
+    optax = pytest.importorskip("optax")
+    start = [np.ones(3, np.float32)]
+    opt = RMSprop.like("optax", learning_rate=LR, centered=True)
+    opt.build(start)
+    with pytest.raises(ValueError, match="of another optimizer, a ScaleByAdamState, not that of"):
+        opt.import_state("optax", optax.adam(LR).init(start))
+
+
 @pytest.mark.parametrize("name", ["ema", "apply_every", "add_noise"])
 def test_what_optax_keeps_beside_rmsprop_and_steps_depend_on_raises(name):
     optax = pytest.importorskip("optax")
