@@ -297,7 +297,8 @@ static int forks(void)
         int status = 0;
         const pid_t child = fork();
         if (child == 0) {
-            int seen = rmsprop_threads_forked() != 1 || rmsprop_threads_forks() != 1;
+            int seen = rmsprop_threads_forked() != 1 || rmsprop_threads_forks() != 1 ||
+                       rmsprop_threads_survivor() != rmsprop_threads_self();
             for (int k = 0; k < TEAM; k++) {
                 seen |= __atomic_load_n(&inside[k], __ATOMIC_RELAXED);
             }

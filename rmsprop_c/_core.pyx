@@ -15,7 +15,6 @@ from cpython.pythread cimport (
     PyThread_acquire_lock,
     PyThread_allocate_lock,
     PyThread_free_lock,
-    PyThread_get_thread_ident,
     PyThread_release_lock,
     PyThread_type_lock,
     NOWAIT_LOCK,
@@ -148,7 +147,8 @@ cdef extern from "_threads.h" nogil:
     int rmsprop_threads_forks()
     void rmsprop_threads_enter()
     void rmsprop_threads_leave()
-    unsigned long rmsprop_threads_survivor()
+    uint64_t rmsprop_threads_self()
+    uint64_t rmsprop_threads_survivor()
     bint rmsprop_threads_available(int)
     bint rmsprop_threads_run(void (*)(void*) noexcept nogil, void*)
     double rmsprop_threads_clock()
@@ -1353,12 +1353,15 @@ def dlpack_arrays(list params, list grads, *state):
 
 
 def spans(list given):
-    """The bytes that arrays can touch: first address, and the one behind the last, of each.
+    """The memory that each of some ndarrays can touch.
 
-    An ndarray of int64 and shape (len(given), 2); both are 0 where there are no elements.
+    Returns
+    -------
+    ndarray of intp, shape (len(given), 2)
+        Its first address, and the first one behind it; 0 and 0 where there are no elements.
     """
     cdef Py_ssize_t i
-    cdef cnp.ndarray found = np.zeros((len(given), 2), np.int64)
+    cdef cnp.ndarray found = np.zeros((len(given), 2), np.intp)
     cdef const char** places = <const char**>cnp.PyArray_DATA(found)
     for i in range(len(given)):
         if cnp.PyArray_SIZE(given[i]) > 0:
@@ -1422,7 +1425,7 @@ cdef class Bound:
 
 
 cdef struct Waiter:          # on the stack of a thread that waits to enter
-    unsigned long thread
+    uint64_t thread
     PyThread_type_lock turn  # is released when it is its turn
     Waiter* next
 
@@ -1449,7 +1452,7 @@ cdef class Core:
     cdef Plan plan               # None before the first step
     cdef Plan lent               # the one that `_step_on` used last
     cdef bint busy               # under the GIL: a step, or an access to the state, is under way
-    cdef unsigned long owner     # the thread that makes it, or whose turn it is
+    cdef uint64_t owner          # the thread that makes it, or whose turn it is
     cdef Waiter* waiting         # the thread that has waited longest
     cdef int forks               # of the process when busy and waiting were last its own
     cdef int64_t long_steps      # that could have a team of their own
@@ -1466,11 +1469,11 @@ cdef class Core:
         if self.forks != rmsprop_threads_forks():
             self.inherit()
         if self.busy:
-            if self.owner == PyThread_get_thread_ident():
+            if self.owner == rmsprop_threads_self():
                 raise RuntimeError("this optimizer is in use further up in this very thread")
             self.wait()
         self.busy = True
-        self.owner = PyThread_get_thread_ident()
+        self.owner = rmsprop_threads_self()
         return 0
 
     cdef void inherit(self) noexcept:
@@ -1478,6 +1481,7 @@ cdef class Core:
         self.waiting = NULL
         self.forks = rmsprop_threads_forks()
         if self.busy and self.owner != rmsprop_threads_survivor():
+            self.owner = rmsprop_threads_self()   # for a finalizer that would enter
             self.leave()
 
     cdef int wait(self) except -1:
@@ -1490,7 +1494,9 @@ cdef class Core:
         cdef Waiter** place = &self.waiting
         if sys.is_finalizing():   # daemon threads never run again
             raise RuntimeError("a thread was in this optimizer when the interpreter shut down")
-        waiter.thread = PyThread_get_thread_ident()
+        if not self.busy:   # any more: the line above may have let others run
+            return 0
+        waiter.thread = rmsprop_threads_self()
         waiter.next = NULL
         waiter.turn = PyThread_allocate_lock()
         if waiter.turn == NULL:

@@ -10,6 +10,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef _WIN32
+#include <windows.h>
+#endif
 
 int rmsprop_threads_openmp(void)
 {
@@ -41,6 +44,20 @@ void rmsprop_threads_share(int shares, void (*work)(const void *, int), const vo
     }
 }
 
+uint64_t rmsprop_threads_self(void)
+{
+#ifdef __GNUC__
+    static uint64_t latest = 0;
+    static __thread uint64_t own = 0;
+    if (own == 0) {
+        own = __atomic_add_fetch(&latest, 1, __ATOMIC_RELAXED);
+    }
+    return own;
+#else
+    return GetCurrentThreadId();
+#endif
+}
+
 #ifndef _WIN32
 
 #include <pthread.h>
@@ -55,7 +72,7 @@ static int inside = 0;                                  /* steps in flight; unde
 static int forking = 0;                                 /* forks that wait; under gate */
 static int forked = 0;
 static int forks = 0;
-static unsigned long survivor = 0; /* the thread that has forked, as Python calls it */
+static uint64_t survivor = 0; /* the thread that made the latest of them */
 
 void rmsprop_threads_enter(void)
 {
@@ -99,7 +116,7 @@ static void after_fork_in_child(void)
 {
     forked = 1;
     forks++;
-    survivor = (unsigned long)pthread_self();
+    survivor = rmsprop_threads_self();
     forking = 0;
     pthread_cond_init(&empty, NULL); /* the parent's waiters are not here */
     pthread_cond_init(&over, NULL);
@@ -140,7 +157,7 @@ int rmsprop_threads_forks(void)
     return forks;
 }
 
-unsigned long rmsprop_threads_survivor(void)
+uint64_t rmsprop_threads_survivor(void)
 {
     return survivor;
 }
@@ -257,7 +274,7 @@ int rmsprop_threads_forks(void)
     return 0;
 }
 
-unsigned long rmsprop_threads_survivor(void)
+uint64_t rmsprop_threads_survivor(void)
 {
     return 0;
 }

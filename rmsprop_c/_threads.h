@@ -4,6 +4,8 @@
 #ifndef RMSPROP_THREADS_H
 #define RMSPROP_THREADS_H
 
+#include <stdint.h>
+
 /* Registers the fork handlers. Call once, before any other function here. */
 void rmsprop_threads_init(void);
 
@@ -28,8 +30,12 @@ int rmsprop_threads_forked(void);
  * the business of threads that are not here. */
 int rmsprop_threads_forks(void);
 
-/* The thread that made the latest of these forks, as PyThread_get_thread_ident calls it. */
-unsigned long rmsprop_threads_survivor(void);
+/* The number of the calling thread. The system's may come again: a thread that begins where another
+ * has ended, or has stayed behind in the parent, often gets that one's. Ours don't. */
+uint64_t rmsprop_threads_self(void);
+
+/* The number of the thread that made the latest fork; 0 where there was none. */
+uint64_t rmsprop_threads_survivor(void);
 
 /* Steps that run without the GIL are counted in and out. A fork waits until none is inside, and
  * holds new ones back meanwhile: a child never sees half a step. */

@@ -8,6 +8,7 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 
 import numbers
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -285,51 +286,36 @@ def share_memory(x: NDArray[Any], y: NDArray[Any]) -> bool:
         return True
 
 
-def _meeting(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Where ranges start and end, by start; that order; which of them meet an earlier one."""
-    low, high = spans.T
-    order = low.argsort()
-    low, high = low[order], high[order]
-    return low, high, order, np.flatnonzero(low[1:] < np.maximum.accumulate(high)[:-1]) + 1
-
-
-def any_meet(spans: NDArray[np.int64]) -> bool:
-    """Whether two of the ranges, shape (n, 2), have an address in common."""
-    return bool(_meeting(spans)[3].size)
-
-
-def shared_between(
-    owners: list[list[NDArray[Any]]], written: list[int], spans: NDArray[np.int64]
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Two arrays that share memory although they belong to steps of different owners.
+def meeting(
+    spans: NDArray[np.intp], owners: NDArray[np.intp], written: NDArray[np.bool_]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of ranges of two owners that meet, of which at least one is written.
 
     Parameters
     ----------
-    owners : list of list of ndarray
-        The arrays of each.
-    written : list of int
-        How many of them, from the first on, its step writes; two others may share memory.
-    spans : ndarray of int, shape (n, 2)
-        The addresses between which each of them lies, one owner after the other.
+    spans : ndarray of intp, shape (n, 2)
+        Where each range begins, and the first place behind it.
+    owners : ndarray of intp, shape (n,)
+        Whose they are.
+    written : ndarray of bool, shape (n,)
+        Which of them are written.
 
-    Returns
-    -------
-    tuple of two (int, int), or None
-        Owner and position of each; None if there are no such two.
+    Yields
+    ------
+    tuple of two int
+        Positions of the two.
     """
-    low, high, order, met = _meeting(spans)
-    places = [(owner, i) for owner, own in enumerate(owners) for i in range(len(own))]
-    for place in met:
-        owner, i = places[order[place]]
-        for before in np.flatnonzero(high[:place] > low[place]):
-            other, j = places[order[before]]
-            if (
-                owner != other
-                and (i < written[owner] or j < written[other])
-                and share_memory(owners[owner][i], owners[other][j])
-            ):
-                return (owner, i), (other, j)
-    return None
+    order = spans[:, 0].argsort()
+    low, high = spans[order].T
+    owner, writes = owners[order], written[order]
+    # How far the ranges before reach: all of them, and those that are written.
+    reach = np.maximum.accumulate(high)[:-1]
+    written_reach = np.maximum.accumulate(np.where(writes, high, 0))[:-1]
+    met = low[1:] < np.where(writes[1:], reach, written_reach)
+    for place in np.flatnonzero(met) + 1:
+        before = (high[:place] > low[place]) & (writes[:place] | writes[place])
+        for other in np.flatnonzero(before & (owner[:place] != owner[place])):
+            yield int(order[place]), int(order[other])
 
 
 def check_real(x: NDArray[Any], name: str) -> None:

@@ -35,11 +35,11 @@ FRAMEWORKS = ("torch", "keras3", "optax")
 TORCH = {"accumulator": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"}
 OPTAX = {"accumulator": "nu", "momentum": "trace", "average_gradient": "mu"}
 KERAS = ("moving_average", "gradient_sum", "accumulator", "momentum", "average_gradient")
-# What other transformations around optax.rmsprop keep: settings, and what they have seen so far. Of
-# anything else that is not 0 the numbers of the next steps depend.
+# What optax's wrappers of rmsprop keep without changing the numbers of steps to come, as long as
+# gradients are finite: settings and statistics.
 SEEN = {"hyperparams", "hyperparams_states", "skip_state", "found_nan"}
 SEEN |= {"notfinite_count", "last_finite", "total_notfinite"}
-OWNERS = ("ScaleByRms", "ScaleByRStdDev")  # how the classes of its state begin: Adam's have nu, too
+OWNERS = ("ScaleByRms", "ScaleByRStdDev")  # how its classes begin; ScaleByAdamState has nu, too
 UPDATES = ("count", "gradient_step")  # the latter is that of optax.MultiSteps
 # Which option makes a slot.
 OPTIONS = {"momentum": "momentum", "average_gradient": "centered", "moving_average": "use_ema"}
@@ -97,7 +97,7 @@ def read(
     found = {"gradient_sum": [None] * count}
     iterations: int | None
     if framework == "torch":
-        entries = _torch_entries(state, count)
+        entries = _torch_entries(state, _torch_indices(state, count))
         steps = [0]
         for i, entry in enumerate(entries):
             where = f"state of parameter {i}"
@@ -158,9 +158,8 @@ def write(
     ------
     ValueError, TypeError
         If `state` is of another form, of other options, or of other shapes, or holds more than
-        RMSprop's; if a cycle is under way
-        that the other framework can't continue; if it has no averages and this optimizer does; or
-        if its integers can't hold the iterations.
+        RMSprop's; if a cycle is under way that the other framework can't continue; if it has no
+        averages and this optimizer does; or if its integers can't hold the iterations.
     """
     slots = set(values)
     count = len(values["accumulator"])
@@ -190,7 +189,8 @@ def write(
         )
     _refuse_averages(framework, slots)
     if framework == "torch":
-        indices, known = _torch_indices(state, count), _torch_entries(state, count)
+        indices = _torch_indices(state, count)
+        known = _torch_entries(state, indices)
         for i, group in enumerate(state["param_groups"]):
             given = ["square_avg"]
             given += ["momentum_buffer"] if group.get("momentum", 0) > 0 else []
@@ -307,9 +307,9 @@ def _torch_indices(state: Any, count: int) -> list[Any]:
     return indices
 
 
-def _torch_entries(state: Any, count: int) -> list[Mapping[str, Any]]:
-    """What there is of each parameter, and is RMSprop's."""
-    entries = [state["state"].get(i, {}) for i in _torch_indices(state, count)]
+def _torch_entries(state: Any, indices: list[Any]) -> list[Mapping[str, Any]]:
+    """What there is of each parameter; an error if it is not RMSprop's alone."""
+    entries = [state["state"].get(i, {}) for i in indices]
     for i, entry in enumerate(entries):
         where = f"state of parameter {i}"
         if not isinstance(entry, Mapping):
@@ -343,10 +343,10 @@ def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
                 check(name, part)
         elif isinstance(value, (list, tuple)):
             names = getattr(value, "_fields", None) or [name] * len(value)
-            if "nu" in names and not type(value).__name__.startswith(OWNERS):
+            kind = type(value).__name__
+            if "nu" in names and kind.startswith("ScaleBy") and not kind.startswith(OWNERS):
                 raise ValueError(
-                    f"state is that of another optimizer, a {type(value).__name__}, not that of "
-                    "optax.rmsprop"
+                    f"state is that of another optimizer, a {kind}, not that of optax.rmsprop"
                 )
             for inner, part in zip(names, value, strict=True):
                 if inner not in {*UPDATES, *OPTAX.values(), *SEEN}:
@@ -374,7 +374,7 @@ def _optax_fields(state: Any, slots: set[str]) -> dict[str, Any]:
         raise ValueError(
             f"state, of type {type(state).__name__}, has no nu: it is not that of optax.rmsprop"
         )
-    check("state", state)
+    check("an array", state)
     _check_slots("optax", "state", fields, OPTAX, slots)
     return fields
 

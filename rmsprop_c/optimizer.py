@@ -906,7 +906,9 @@ class Optimizer(_core.Core):
         Raises
         ------
         TypeError, ValueError
-            If the state does not fit; nothing is set then.
+            If the state does not fit, is another optimizer's, or holds numbers beside RMSprop's on
+            which the steps to come depend, such as those of ``optax.MultiSteps`` in the middle of a
+            cycle; nothing is set then.
         """
         from . import interchange
 

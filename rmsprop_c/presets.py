@@ -24,6 +24,9 @@ class Preset(NamedTuple):
 _LATER = ("jit_compile", "use_ema", "ema_momentum", "ema_overwrite_frequency", "weight_decay")
 
 
+_LEGACY = {"name", "learning_rate", "decay", "rho", "momentum", "epsilon", "centered"}  # its config
+
+
 def _check_legacy(given: Mapping[str, Any]) -> None:
     found = [name for name in _LATER if name in given]
     if found or not given.get("is_legacy_optimizer", True):
@@ -35,7 +38,7 @@ def _check_legacy(given: Mapping[str, Any]) -> None:
 
 
 def _check_keras3(given: Mapping[str, Any]) -> None:
-    if given.get("is_legacy_optimizer") or {"name", "decay"} <= given.keys():
+    if given.get("is_legacy_optimizer") or given.keys() >= _LEGACY:
         raise ValueError(
             "the arguments are those of tf_keras.optimizers.legacy.RMSprop (tf.keras up to 2.10); "
             "use RMSprop.like('tf_keras', ...)"
@@ -132,7 +135,7 @@ def translate(framework: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        For an unknown framework, or arguments of another class of it.
+        For an unknown framework, and for what belongs to another class of it or can't be had here.
     TypeError
         For an argument that the framework requires and that is missing, or two for the same thing.
     """

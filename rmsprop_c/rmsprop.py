@@ -171,7 +171,8 @@ class RMSprop(Optimizer):
             PyTorch; optax; timm's RMSpropTF.
         **arguments
             The arguments of that framework's class, under its names and with its defaults; beyond
-            them, options of this class that it does not have.
+            them, options of this class that it does not have. With "tf_keras" those that the later
+            class of tf.keras has (`weight_decay`, `use_ema`, ...) raise.
 
         Returns
         -------
@@ -180,7 +181,8 @@ class RMSprop(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            For an unknown framework or argument, or a value out of range, by name.
+            For an unknown framework or argument, a value out of range, or a config of another
+            class of tf.keras, by name.
 
         Notes
         -----

@@ -49,7 +49,7 @@ class LearningRateSchedule:
     @classmethod
     def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
         """Make a schedule from what `get_config`, of Keras 3 too, returned."""
-        return cls(**{key: value for key, value in config.items() if key != "name"})
+        return cls(**config)
 
 
 def _number(name: str, value: Any) -> float:
@@ -89,10 +89,6 @@ class _Checked(LearningRateSchedule):
     """The arguments as Python's own numbers, or an error."""
 
     name: str | None = dataclasses.field(default=None, kw_only=True, compare=False, repr=False)
-
-    @classmethod
-    def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
-        return cls(**config)
 
     def __post_init__(self) -> None:
         checks = {bool: _flag, Sequence[float]: _numbers, str | None: _text}

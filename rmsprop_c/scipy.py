@@ -8,7 +8,6 @@
 """
 
 import inspect
-import numbers
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import check_real
 from .optimizer import DEFAULT
 from .rmsprop import RMSprop
 from .schedules import ExponentialDecay
 
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
-    from scipy.optimize._optimize import MemoizeJac
 except ImportError:
     raise ImportError("rmsprop_c.scipy needs SciPy: pip install 'rmsprop_c[scipy]'") from None
+from scipy.optimize._optimize import MemoizeJac  # what minimize makes of fun for jac=True
 
 __all__ = ["rmsprop"]
 
@@ -58,19 +58,14 @@ class _Objective:
         value = np.asarray(self.fun(x.copy(), *self.args))  # it may keep or change its argument
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; it must return a scalar")
-        try:
-            return float(value.item())
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"fun returned {value.item()!r}; it must return a real number"
-            ) from None
+        return _real("the value of fun", value.item())
 
     def gradient(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         self.njev += 1
-        gradient = np.atleast_1d(self.jac(x.copy(), *self.args))
+        gradient = _reals("the gradient of jac", self.jac(x.copy(), *self.args))
         if gradient.shape != x.shape:
             raise ValueError(f"jac returned shape {gradient.shape}, but x0 has shape {x.shape}")
-        return _reals("what jac returned", gradient)
+        return gradient
 
 
 def rmsprop(
@@ -104,7 +99,7 @@ def rmsprop(
         Ignored, with a warning.
     maxiter : int, optional
         The number of iterations, one gradient each. It also sets how fast the learning rate falls,
-        so it can't be infinite. None is 10,000.
+        unless `decay` or a schedule does; only then it may be infinite. None is 10,000.
     gtol : float, optional
         Success is when no entry of the gradient is larger than this; a bound takes away what
         points out of it. 1e-5, or `tol` if that is given. Set it to 0 where gradients are noisy.
@@ -170,25 +165,25 @@ def rmsprop(
             "custom method (for finite differences pass jac=lambda x: "
             "scipy.optimize.approx_fprime(x, fun))"
         )
-    x = _start(x0)
+    x = _reals("x0", x0)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"x0 has shape {x.shape}; it must have one dimension, and not be empty")
     low, high = _box(bounds, x.size)
     np.clip(x, low, high, out=x)
-    _warn_of_ignored(hess, hessp, constraints, [name for name in options if name not in NAMES])
-    most = MAXITER if maxiter is None else _real("maxiter", maxiter)
-    if not 0 <= most < np.inf:
-        raise ValueError(
-            f"maxiter is {maxiter!r}; it must be at least 0, and finite: lr falls in it"
-        )
+    most = MAXITER if maxiter is None else _setting("maxiter", maxiter)
+    if most < 0 or most % 1 > 0:
+        raise ValueError(f"maxiter is {maxiter!r}; it must be a whole number, at least 0")
     optimizer = _optimizer({name: options[name] for name in options if name in NAMES}, most)
-    tol = 1e-5 if tol is None else _real("tol", tol)
-    gtol = tol if gtol is None else _real("gtol", gtol)
-    ftol = None if ftol is None else _real("ftol", ftol)
+    tol = 1e-5 if tol is None else _setting("tol", tol)
+    gtol = tol if gtol is None else _setting("gtol", gtol)
+    ftol = None if ftol is None else _setting("ftol", ftol)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is {callback!r}; it must be callable")
     takes_result = callback is not None and set(inspect.signature(callback).parameters) == {
         "intermediate_result"
     }
-    objective = _Objective(fun, jac, args)
+    _warn_of_ignored(hess, hessp, constraints, [name for name in options if name not in NAMES])
+    objective = _Objective(fun, jac, args if isinstance(args, tuple) else (args,))
     # With jac=True the value is computed with the gradient anyway.
     with_values = ftol is not None or takes_result or isinstance(fun, MemoizeJac)
     values: deque[float] = deque(maxlen=WINDOW + 1)
@@ -212,10 +207,10 @@ def rmsprop(
         elif nit >= most:
             end = EXHAUSTED
         else:
-            before = x.copy()
+            before = x if ftol is None else x.copy()
             optimizer.step(x, gradient)
             np.clip(x, low, high, out=x)
-            moved = not np.array_equal(x, before)
+            moved = ftol is None or not np.array_equal(x, before)
             nit += 1
     if optimizer.use_ema and nit and end in (EXHAUSTED, STOPPED):
         optimizer.finalize_variable_values(x)
@@ -242,34 +237,43 @@ def rmsprop(
 
 
 def _real(name: str, value: Any) -> float:
-    """A number of the user's, or an error that names it."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; it must be a real number")
-    if value != value:
-        raise ValueError(f"{name} is {value!r}; it must be a number")
-    return float(value)
+    """A number as a float, or an error that names it."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; it must be a real number") from None
+    except OverflowError:
+        raise ValueError(f"{name} is a number that no float can hold") from None
 
 
-def _reals(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
+def _setting(name: str, value: Any) -> float:
+    """An option that is a number."""
+    number = np.nan if isinstance(value, (bool, np.bool_)) else _real(name, value)
+    if number != number:
+        raise ValueError(f"{name} is {value!r}; pass a number, or leave it out")
+    return number
+
+
+def _reals(name: str, values: Any) -> NDArray[np.float64]:
     """A copy in float64, since it may be read-only or a buffer, or an error that names it."""
+    try:
+        array = np.atleast_1d(np.asarray(values))
+    except ValueError as error:
+        raise ValueError(f"{name} can't be read as an array: {error}") from None
     if array.dtype.kind == "c":
         raise TypeError(
             f"{name} has dtype {array.dtype}; pass real and imaginary parts as real numbers"
         )
-    try:
-        if array.dtype.kind not in "fiub" and any(x is None for x in array.tolist()):
-            raise TypeError
-        return array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be real numbers") from None
-
-
-def _start(x0: ArrayLike) -> NDArray[np.float64]:
-    """A copy of x0 in float64."""
-    x = np.atleast_1d(np.asarray(x0))
-    if x.ndim != 1 or x.size == 0:
-        raise ValueError(f"x0 has shape {x.shape}; it must have one dimension, and not be empty")
-    return _reals("x0", x)
+    if array.dtype.kind == "O":
+        numbers = [_real(f"{name}[{i}]", x) for i, x in enumerate(array.ravel())]
+        return np.array(numbers).reshape(array.shape)
+    if array.dtype.kind != "b":
+        check_real(array, name)
+    return array.astype(np.float64)
 
 
 def _optimizer(given: dict[str, Any], maxiter: float) -> RMSprop:
@@ -279,6 +283,11 @@ def _optimizer(given: dict[str, Any], maxiter: float) -> RMSprop:
         arguments.setdefault("lr", LEARNING_RATE)
     optimizer = RMSprop(**arguments)
     if "decay" not in given and not any(callable(given.get(n)) for n in ("lr", "learning_rate")):
+        if maxiter == np.inf:
+            raise ValueError(
+                "maxiter is inf, but lr falls in maxiter iterations; say how it goes by decay or a "
+                "schedule as lr"
+            )
         optimizer.lr = ExponentialDecay(optimizer.lr, max(maxiter, 1), FALL)
     return optimizer
 
@@ -286,8 +295,10 @@ def _optimizer(given: dict[str, Any], maxiter: float) -> RMSprop:
 def _box(bounds: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper bounds of n entries, from all that `scipy.optimize.minimize` takes."""
     if bounds is None:
-        bounds = Bounds()
-    if not isinstance(bounds, Bounds):
+        return np.full(n, -np.inf), np.full(n, np.inf)
+    if isinstance(bounds, Bounds):
+        sides = [_reals("bounds.lb", bounds.lb), _reals("bounds.ub", bounds.ub)]
+    else:
         try:
             pairs = [(lower, upper) for lower, upper in bounds]
         except (TypeError, ValueError):
@@ -295,20 +306,18 @@ def _box(bounds: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]
                 f"bounds is {bounds!r}; pass a (min, max) pair for each entry of x0, one pair for "
                 "all, or scipy.optimize.Bounds"
             ) from None
-        bounds = Bounds(
-            np.ravel([-np.inf if lower is None else lower for lower, _ in pairs]),
-            np.ravel([np.inf if upper is None else upper for _, upper in pairs]),
-        )
-    try:
-        low, high = (
-            np.broadcast_to(_reals("bounds", np.asarray(side)), n)
-            for side in (bounds.lb, bounds.ub)
-        )
-    except ValueError:
-        count = np.broadcast(bounds.lb, bounds.ub).size
-        raise ValueError(
-            f"bounds has {count} pairs, but x0 has {n} entries: pass {n} pairs, or one for all"
-        ) from None
+        sides = [np.empty(len(pairs)), np.empty(len(pairs))]
+        for k, pair in enumerate(pairs):
+            for j, bound in enumerate(pair):
+                none = (-np.inf, np.inf)[j]
+                sides[j][k] = none if bound is None else _real(f"bounds[{k}][{j}]", bound)
+    for side in sides:
+        if side.ndim != 1 or side.size not in (1, n):
+            raise ValueError(
+                f"bounds has shape {side.shape}, but x0 has {n} entries: pass {n} pairs, or one "
+                "for all"
+            )
+    low, high = (np.broadcast_to(side, n) for side in sides)
     for i in np.flatnonzero(~(low <= high)):
         raise ValueError(f"bounds[{i}] is ({low[i]:g}, {high[i]:g}): the lower one must come first")
     return low, high

@@ -14,6 +14,7 @@ True
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -107,16 +108,21 @@ class _Trained:
 
     def _rmsprop_for(self, layers: int, dtype: Any) -> RMSprop:
         """A new optimizer, or the error that its first step in a network would end in."""
+        optimizer = self._rmsprop()
         arrays = [np.zeros(1, dtype) for _ in range(2 * layers)]
-        self._rmsprop().bind(arrays, [x.copy() for x in arrays])
-        return self._rmsprop()
+        try:
+            optimizer.bind(arrays, [x.copy() for x in arrays])  # which checks all that a step does
+        except ValueError as error:
+            raise ValueError(re.sub("^lr=", "learning_rate_init=", str(error))) from None
+        optimizer.reset()
+        return optimizer
 
     def _validate_params(self) -> None:
         super()._validate_params()  # type: ignore[misc]
         self._rmsprop()
 
     def _initialize(self, y: Any, layer_units: list[int], dtype: Any) -> None:
-        """Draw the weights."""
+        """Check what depends on the network, and then draw the weights."""
         if vars(self)["solver"] == "rmsprop":
             self._rmsprop_for(len(layer_units) - 1, dtype)
         super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
@@ -138,36 +144,27 @@ class _Trained:
                 own["learning_rate"],
                 own["power_t"],
             )
-        before = _counts(own.get("_optimizer"))
         given = {name: own[name] for name in MOMENTUM}
         own.update(self._momentum())  # for scikit-learn's SGD, which knows no None
         try:
             super()._fit_stochastic(*args)  # type: ignore[misc]
         finally:
             own.update(given)
-        made, skipped = np.subtract(_counts(own.get("_optimizer")), before)
-        if skipped and not made:
-            warnings.warn(
-                f"all {skipped} steps were left out, since their gradients are not finite: the "
-                "weights are those from before",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
 
     @property
     def optimizer_(self) -> RMSprop:
         """The optimizer that the last training used: its iterations, its state, its `save`."""
         solver = vars(self).get("_optimizer")
         if not isinstance(solver, _Solver):
-            raise AttributeError("there is no optimizer_ before a fit with solver='rmsprop'")
+            raise AttributeError("there is an optimizer_ only after a fit with solver='rmsprop'")
         return solver.optimizer
 
 
 def _undone(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that trains, and leaves the estimator as it was if it raises.
+    """A method that trains; with our solver it leaves the estimator as it was if it raises.
 
     Where it has begun to train weights that were there before (partial_fit, warm_start), these and
-    all that belongs to them stay as they are.
+    all that belongs to them stay as they are then.
     """
 
     @functools.wraps(method)
@@ -175,7 +172,7 @@ def _undone(method: Callable[..., Any]) -> Callable[..., Any]:
         own = vars(self)
         before, counts = own.copy(), _counts(own.get("_optimizer"))
         try:
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
         except BaseException:
             solver = own.get("_optimizer")
             begun = _counts(solver)[0] > (counts[0] if solver is before.get("_optimizer") else 0)
@@ -184,6 +181,18 @@ def _undone(method: Callable[..., Any]) -> Callable[..., Any]:
                 own.clear()
                 own.update(before)
             raise
+        solver = own.get("_optimizer")
+        made, skipped = _counts(solver)
+        if solver is before.get("_optimizer"):
+            made, skipped = made - counts[0], skipped - counts[1]
+        if skipped and not made:
+            warnings.warn(
+                f"no step was made: the gradients of all {skipped} are not finite, and nonfinite "
+                "is 'skip'; the weights are those from before",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return result
 
     return train
 
@@ -271,7 +280,8 @@ exclude_from_weight_decay, lr_scale, nonfinite, flush_subnormals
     ValueError, TypeError
         From `fit` and `partial_fit`, for a parameter out of range, or one that does not fit the
         network, by name; nothing is changed. A `fit` that raises later leaves the estimator as it
-        was, too, unless ``warm_start`` has it train the weights that are there.
+        was, too, unless ``warm_start`` has it train the weights that are there; a RandomState that
+        it was given has gone on then.
     ImportError
         When the module is imported without scikit-learn.
 

@@ -5,8 +5,9 @@ state dicts go from one class to the other at any time, and a step copies nothin
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
-from itertools import chain
 from typing import Any
+
+import numpy as np
 
 from . import _core, arrays, interchange, presets, rmsprop
 
@@ -127,8 +128,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            For what can't be used, by group and index. Nothing has changed in that group, nor in
-            those behind it.
+            For what can't be used, memory that two parameters share among it, by group and index.
+            Nothing has changed in that group, nor in those behind it.
         """
         loss = None
         if closure is not None:
@@ -334,17 +335,22 @@ def apart(steps: list["Step"], known: bytes) -> bytes:
     `known` is what this returned at an earlier step: where the arrays lay, if none met another.
     """
     columns = [[step.arrays, *step.slots.values(), step.grads] for step in steps]
-    spans = _core.spans([x for step in columns for column in step for x in column])
-    places = spans.tobytes()
-    if places == known or not arrays.any_meet(spans):
-        return places
-    owners = [list(chain(*step)) for step in columns]
-    written = [len(own) - len(step.grads) for own, step in zip(owners, steps, strict=True)]
-    found = arrays.shared_between(owners, written, spans)
-    if found is not None:
-        one, other = (steps[step].called(position) for step, position in found)
-        raise ValueError(f"{one} shares memory with {other}; give each its own, by clone()")
-    return b""
+    flat = [x for step in columns for column in step for x in column]
+    spans = _core.spans(flat)
+    found = spans.tobytes()
+    if found == known:
+        return found
+    sizes = [sum(map(len, step)) for step in columns]
+    owners = np.repeat(np.arange(len(steps)), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    first_read = [size - len(step.grads) for size, step in zip(sizes, steps, strict=True)]
+    written = positions < np.repeat(first_read, sizes)
+    for pair in arrays.meeting(spans, owners, written):
+        if arrays.share_memory(*(flat[i] for i in pair)):
+            one, other = (steps[owners[i]].called(positions[i]) for i in pair)
+            raise ValueError(f"{one} shares memory with {other}; give each its own, by clone()")
+        found = b""  # others of the same ranges may share an element
+    return found
 
 
 def missing(p: Any, entry: dict[str, Any], kinds: list[str]) -> dict[str, Any]:

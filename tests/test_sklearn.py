@@ -248,7 +248,10 @@ UNFIT = {
         "exclude_from_weight_decay has 9, but the parameters are [0, 1, 2, 3]",
     ),
     "epsilon": ({"epsilon": 1e-60}, "epsilon=1e-60 rounds to 0 in float32"),
-    "learning rate": ({"learning_rate_init": 1e39}, "lr=1e+39 is infinite in the dtype"),
+    "learning rate": (
+        {"learning_rate_init": 1e39},
+        "learning_rate_init=1e+39 is infinite in the dtype",
+    ),
     "factor": ({"lr_scale": [1e42] * 4}, "times lr_scale is infinite in the dtype"),
 }
 
@@ -425,11 +428,12 @@ def test_a_fit_that_has_moved_nothing_warns_that_it_has_not_converged():
     x, y = data("MLPRegressor", np.float32)
     x, y = x * np.float32(1e6), np.full_like(y, 1e15)  # the loss is finite
     model = MLPRegressor(nonfinite="skip", tol=1e25, random_state=0)
-    message = "^all 12 steps were left out, since their gradients are not finite: the weights are"
-    with pytest.warns(ConvergenceWarning, match=message):
+    message = "^no step was made: the gradients of all 12 are not finite, and nonfinite is 'skip'"
+    with pytest.warns(ConvergenceWarning, match=message) as caught:
         model.fit(x, y)
+    assert [warning.filename for warning in caught] == [__file__]
     assert (model.optimizer_.iterations, model.n_iter_) == (0, 12)
-    with pytest.warns(ConvergenceWarning, match="^all 1 steps were left out"):
+    with pytest.warns(ConvergenceWarning, match="^no step was made: the gradients of all 1 are"):
         partial(model, x, y)
 
 

@@ -1,18 +1,28 @@
 """The thread policy, and a step that is all or nothing for other threads and forks."""
 
 import copy
+import inspect
 import os
-import pickle
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from common import assert_same_bits
 from threadpoolctl import threadpool_limits
 
-from rmsprop_c import RMSprop, _core, get_num_threads, reference, set_num_threads, threads
+from rmsprop_c import (
+    RMSprop,
+    _core,
+    get_num_threads,
+    reference,
+    schedules,
+    set_num_threads,
+    threads,
+)
 
 OPENMP = _core.openmp_version() != 0
 
@@ -382,44 +392,72 @@ def test_a_team_is_had_with_a_stack_size_in_any_unit_or_done_without(name, size)
     subprocess.run([sys.executable, "-c", STEP], env=environment | {name: size}, check=True)
 
 
-def calls_beside_steps(opt, tmp_path):
-    """What reads or sets the state as a whole, and so waits for a step under way."""
-    path = tmp_path / "opt.npz"
+def sleeping(thread, deadline=20):
+    """Wait until a thread sleeps, as Linux says, and keeps on sleeping while others can run."""
+    path, seen = f"/proc/self/task/{thread.native_id}/stat", 0
+    end = time.monotonic() + deadline
+    while seen < 5 and time.monotonic() < end:
+        time.sleep(0.01)
+        with open(path) as stat:
+            seen = seen + 1 if stat.read().rpartition(")")[2].split()[0] == "S" else 0
+
+
+def steps_seen(accumulator):
+    """How many steps along gradients of 1 have led to an accumulator."""
+    return round(np.log1p(-accumulator[0]) / np.log(0.9))
+
+
+class Busy(schedules.LearningRateSchedule):
+    """A learning rate, and what a test has to do in a step."""
+
+    work: Callable[[int], None]
+
+    def __call__(self, calls):
+        type(self).work(calls)
+        return 0.1
+
+
+def loaded(opt, path):
     opt.save(path)
-    fresh = RMSprop.load(path).get_weights()
-    return {
-        "get_weights": opt.get_weights,
-        "set_weights": lambda: opt.set_weights(fresh),
-        "save": lambda: opt.save(path),
-        "load": lambda: opt.load(path),
-        "pickle": lambda: pickle.dumps(opt),
-        "deepcopy": lambda: copy.deepcopy(opt),
-        "iterations": lambda: setattr(opt, "iterations", opt.iterations),
-    }
+    return RMSprop.load(path, custom_objects={"Busy": Busy}).get_weights()[0]
 
 
-def test_who_waits_for_a_step_gets_the_next_turn(model, tmp_path):
-    params, grads = model
-    opt = RMSprop()
-    opt.build(params)
-    most, steps = 20_000, 0
+READERS = {
+    "get_weights": lambda opt, path: opt.get_weights()[0],
+    "save": loaded,
+    "pickle": lambda opt, path: opt.__reduce__()[2]["state"]["slots"]["accumulator"][0],
+    "deepcopy": lambda opt, path: copy.deepcopy(opt).get_weights()[0],
+}
 
-    def train():
-        nonlocal steps
-        while not done.is_set() and steps < most:
-            opt.step(params, grads)
-            steps += 1
 
-    calls, done = calls_beside_steps(opt, tmp_path), threading.Event()
-    worker = threading.Thread(target=train)
-    worker.start()
-    for call in calls.values():
-        for _ in range(5):
-            call()
-    starved = steps == most
-    done.set()
-    worker.join()
-    assert not starved
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it asks Linux who sleeps")
+@pytest.mark.parametrize("name", READERS)
+def test_who_waits_for_a_step_gets_its_turn_after_it(name, tmp_path, monkeypatch):
+    """One thread makes 50 steps; in the first of them come a reader, a step and a reader."""
+
+    def work(calls):
+        if calls == 0:
+            for name, call in (("first", read), ("step", step), ("second", read)):
+                waiting.append(threading.Thread(target=call, name=name))
+                waiting[-1].start()
+                sleeping(waiting[-1])
+
+    def step():
+        opt.step([np.ones(5)], [np.ones(5)])
+
+    def read():
+        path = tmp_path / threading.current_thread().name
+        seen[threading.current_thread().name] = steps_seen(READERS[name](opt, path))
+
+    monkeypatch.setattr(Busy, "work", work, raising=False)
+    opt, seen, waiting = RMSprop(lr=Busy()), {}, []
+    w, g = np.ones(5), np.ones(5)
+    for _ in range(50):
+        opt.step([w], [g])
+    for thread in waiting:
+        thread.join()
+    assert seen == {"first": 1, "second": 2}
+    assert opt.iterations == 51
 
 
 def test_threads_that_step_all_the_time_take_turns(model):
@@ -439,8 +477,9 @@ def test_threads_that_step_all_the_time_take_turns(model):
     assert min(made) > 300, made
 
 
-FORKING = """
+FORKING = f"""
 import os, signal, sys, threading, time
+{inspect.getsource(sleeping)}
 import numpy as np
 from rmsprop_c import RMSprop
 w, g = np.ones(3), np.ones(3)
@@ -474,7 +513,7 @@ def slow(calls):
         leave.wait(20)
     return 0.1
 
-inside, leave = threading.Event(), threading.Event()
+inside, leave, grandchildren = threading.Event(), threading.Event(), []
 opt = RMSprop(lr=slow)
 stepping = threading.Thread(target=step)
 stepping.start()
@@ -484,6 +523,10 @@ def work():
     leave.set()
     for _ in range(3):   # one of them gets the stack, and so the number
         in_a_thread().join()
+    threading.Thread(target=lambda: grandchildren.append(in_a_child(step))).start()
+    while not grandchildren:
+        time.sleep(0.01)
+    failed.extend(status for status in grandchildren if status)
 
 print(in_a_child(work))
 leave.set()
@@ -496,8 +539,9 @@ def test_a_child_forked_in_a_step_leaves_alone_who_waits_in_its_parent():
     code = f"""{FORKING}
 def forking(calls):
     if calls == 0:
-        threads.extend(in_a_thread() for _ in range(3))
-        time.sleep(0.5)   # until they wait
+        for _ in range(3):
+            threads.append(in_a_thread())
+            sleeping(threads[-1])
         child.append(os.fork())
         if child == [0]:
             signal.alarm(20)

@@ -1131,7 +1131,8 @@ def groups_that_share(kind):
     first, second = torch.nn.Parameter(flat[:4]), torch.nn.Parameter(torch.ones(3))
     first.grad, second.grad = torch.ones(4), torch.ones(3)
     optimizer = RMSprop([{"params": [first]}, {"params": [second]}])
-    optimizer.step()
+    for _ in range(3):
+        optimizer.step()
     mine, other = "param_groups[1]['params'][0]", "param_groups[0]['params'][0]"
     if kind == "parameter":
         second.data = flat[3:]
