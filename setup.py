@@ -88,12 +88,13 @@ setup(
     ext_modules=cythonize(
         Extension(
             "rmsprop_c._core",
-            ["rmsprop_c/_core.pyx", "rmsprop_c/_kernels.c", "rmsprop_c/_threads.c"],
+            ["rmsprop_c/_core.pyx", "rmsprop_c/src/kernels.c", "rmsprop_c/src/threads.c"],
             include_dirs=[numpy.get_include(), "rmsprop_c", "rmsprop_c/include"],
             depends=[
                 "rmsprop_c/include/rmsprop.h",
-                "rmsprop_c/_kernels.h",
-                "rmsprop_c/_threads.h",
+                "rmsprop_c/src/fenv.h",
+                "rmsprop_c/src/kernels.h",
+                "rmsprop_c/src/threads.h",
             ],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"),

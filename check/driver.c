@@ -13,8 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "_kernels.h"
-#include "_threads.h"
+#include "src/fenv.h"
+#include "src/kernels.h"
+#include "src/threads.h"
 
 #define TEAM 4
 #define BUFFERS 7 /* p, g, a, m, mean, ema, sum */

@@ -17,7 +17,7 @@ from shared import CC, EXACT, ROOT, record
 from tqdm import tqdm
 
 PACKAGE = ROOT / "rmsprop_c"
-SOURCES = [ROOT / "check/driver.c", PACKAGE / "_kernels.c", PACKAGE / "_threads.c"]
+SOURCES = [ROOT / "check/driver.c", PACKAGE / "src/kernels.c", PACKAGE / "src/threads.c"]
 COMMON = ["-std=gnu11", "-g", *EXACT, f"-I{PACKAGE}"]
 VALGRIND = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--trace-children=no"]
 TSAN = {"TSAN_OPTIONS": "exitcode=66:die_after_fork=0:report_thread_leaks=0"}

@@ -110,7 +110,7 @@ def main():
     with tempfile.TemporaryDirectory() as name, tqdm(total=3, unit="step") as progress:
         folder = Path(name)
         tree = copy_tree(folder)
-        header, threads = tree / "rmsprop_c/include/rmsprop.h", tree / "rmsprop_c/_threads.c"
+        header, threads = tree / "rmsprop_c/include/rmsprop.h", tree / "rmsprop_c/src/threads.c"
         header.write_text(header.read_text().replace(INLINED, NOT_INLINED))
         threads.write_text(threads.read_text() + DUMP)
         build(folder, tree, FLAGS)
@@ -130,9 +130,9 @@ def main():
         counts = counts_of(tree)
         files = {
             "include/rmsprop.h": counts["rmsprop_c/include/rmsprop.h"],
-            "_kernels.c": counts["rmsprop_c/_kernels.c"],
-            "_kernels.h": counts["rmsprop_c/_kernels.h"],
-            "_threads.c": counts["rmsprop_c/_threads.c"],
+            "src/kernels.c": counts["rmsprop_c/src/kernels.c"],
+            "src/fenv.h": counts["rmsprop_c/src/fenv.h"],
+            "src/threads.c": counts["rmsprop_c/src/threads.c"],
             "_core.pyx": core_lines(tree, counts["rmsprop_c/_core.c"]),
         }
         progress.update()

@@ -111,7 +111,7 @@ cdef extern from "rmsprop.h" nogil:
     size_t rmsprop_block_count(size_t n)
     void RMSPROP_PREFETCH(const void* address, size_t ahead)
 
-cdef extern from "_kernels.h" nogil:
+cdef extern from "src/kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
         const char* name
         rmsprop_kernel_f32 update_f32[12]
@@ -128,17 +128,19 @@ cdef extern from "_kernels.h" nogil:
         double (*gradient_scale)(double*, size_t, double, int64_t, bint) noexcept nogil
         double (*power)(double, int64_t) noexcept nogil
         double (*product)(double, double) noexcept nogil
-    ctypedef struct rmsprop_fenv:
-        pass
     const rmsprop_kernels* rmsprop_kernels_compiled(int)
     bint rmsprop_kernels_supported(const rmsprop_kernels*)
     const rmsprop_kernels* rmsprop_kernels_best()
+
+cdef extern from "src/fenv.h" nogil:
+    ctypedef struct rmsprop_fenv:
+        pass
     rmsprop_fenv rmsprop_fenv_enter()
     void rmsprop_fenv_leave(rmsprop_fenv)
 
 ctypedef void (*Share)(const void*, int) noexcept nogil
 
-cdef extern from "_threads.h" nogil:
+cdef extern from "src/threads.h" nogil:
     void rmsprop_threads_init()
     int rmsprop_threads_openmp()
     int rmsprop_threads_limit()

@@ -280,8 +280,8 @@ def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
         names = {Path(name) for name in archive.getnames()}
     (top,) = {name.parts[0] for name in names}
     files = {str(name.relative_to(top)) for name in names}
-    package = {"_core.pyx", "_core.pxd", "_core.pyi", "_kernels.c", "_kernels.h", "_threads.c"}
-    package |= {"_threads.h", "include/rmsprop.h", "py.typed", "__init__.py", "__main__.py"}
+    package = {"_core.pyx", "_core.pxd", "_core.pyi", "src/kernels.c", "src/kernels.h"}
+    package |= {"src/fenv.h", "src/threads.c", "src/threads.h", "include/rmsprop.h", "py.typed", "__init__.py", "__main__.py"}
     assert {f"rmsprop_c/{name}" for name in package} <= files
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= files
     assert {"tests/test_build.py", "tests/conftest.py", "tests/golden/golden.npz"} <= files

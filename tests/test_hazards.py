@@ -619,7 +619,7 @@ def test_preloaded_failures_to_make_a_thread_leave_the_step_serial(library, fail
 @pytest.mark.parametrize("text", [None, "", "1 python S", "1 (python) S 1 1"])
 @promise()
 def test_preloaded_failures_of_proc_only_hide_forks_before_the_import(load, text, tmp_path):
-    """One after it is noticed by itself; see _threads.c for the flag that is read there."""
+    """One after it is noticed by itself; see src/threads.c for the flag that is read there."""
     if text is not None:
         Path(tmp_path, "stat").write_text(text)
     os.environ["STAT"] = str(Path(tmp_path, "stat"))

@@ -17,7 +17,7 @@
  * drops a whole target attribute that holds prefer-vector-width, so it is not there. A test
  * disassembles every entry for its registers and for FMA.
  */
-#include "_kernels.h"
+#include "kernels.h"
 
 /* include/rmsprop.h was included plainly there: that is "portable", the compiler's own target. */
 
@@ -26,11 +26,11 @@
 
 #define RMSPROP_ISA avx2
 #define RMSPROP_TARGET __attribute__((target("avx2")))
-#include "include/rmsprop.h"
+#include "../include/rmsprop.h"
 
 #define RMSPROP_ISA avx512
 #define RMSPROP_TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
-#include "include/rmsprop.h"
+#include "../include/rmsprop.h"
 #else
 #define RMSPROP_X86 0
 #endif

@@ -1,11 +1,11 @@
 #ifndef _WIN32
 #define _GNU_SOURCE
 #endif
-#include "_threads.h"
+#include "threads.h"
 
 #include <time.h>
 
-#include "_kernels.h" /* for the floating-point environment */
+#include "fenv.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -2,7 +2,7 @@
 #ifndef RMSPROP_KERNELS_H
 #define RMSPROP_KERNELS_H
 
-#include "include/rmsprop.h"
+#include "../include/rmsprop.h"
 
 typedef struct {
     const char *name;
@@ -35,59 +35,5 @@ int rmsprop_kernels_supported(const rmsprop_kernels *kernels);
 
 /* The fastest supported one. */
 const rmsprop_kernels *rmsprop_kernels_best(void);
-
-/* The floating-point environment of the contract: round to nearest, subnormals kept, no traps.
- * Between enter and leave call kernels through their table only. */
-#if defined(__SSE2__) || defined(_M_X64)
-#include <xmmintrin.h>
-#define RMSPROP_MXCSR_FLAGS 0x3fu     /* sticky exception flags: they stay as they fall */
-#define RMSPROP_MXCSR_DEFAULT 0x1f80u /* all traps masked, to nearest, no FTZ, no DAZ */
-typedef unsigned int rmsprop_fenv;
-static inline rmsprop_fenv rmsprop_fenv_enter(void)
-{
-    const rmsprop_fenv found = _mm_getcsr();
-    if ((found & ~RMSPROP_MXCSR_FLAGS) != RMSPROP_MXCSR_DEFAULT) {
-        _mm_setcsr(RMSPROP_MXCSR_DEFAULT | (found & RMSPROP_MXCSR_FLAGS));
-    }
-    return found;
-}
-static inline void rmsprop_fenv_leave(rmsprop_fenv found)
-{
-    if ((found & ~RMSPROP_MXCSR_FLAGS) != RMSPROP_MXCSR_DEFAULT) {
-        _mm_setcsr(found);
-    }
-}
-#elif defined(__aarch64__) && defined(__GNUC__)
-typedef uint64_t rmsprop_fenv;
-static inline rmsprop_fenv rmsprop_fenv_enter(void)
-{
-    rmsprop_fenv found;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
-    if (found != 0) {
-        __asm__ volatile("msr fpcr, %0" : : "r"((rmsprop_fenv)0) : "memory");
-    }
-    return found;
-}
-static inline void rmsprop_fenv_leave(rmsprop_fenv found)
-{
-    if (found != 0) {
-        __asm__ volatile("msr fpcr, %0" : : "r"(found) : "memory");
-    }
-}
-#else
-#include <fenv.h>
-typedef fenv_t rmsprop_fenv;
-static inline rmsprop_fenv rmsprop_fenv_enter(void)
-{
-    rmsprop_fenv found;
-    fegetenv(&found);
-    fesetenv(FE_DFL_ENV);
-    return found;
-}
-static inline void rmsprop_fenv_leave(rmsprop_fenv found)
-{
-    fesetenv(&found);
-}
-#endif
 
 #endif
