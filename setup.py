@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 import numpy
@@ -88,13 +89,11 @@ setup(
     ext_modules=cythonize(
         Extension(
             "rmsprop_c._core",
-            ["rmsprop_c/_core.pyx", "rmsprop_c/src/kernels.c", "rmsprop_c/src/threads.c"],
+            ["rmsprop_c/_core.pyx", *sorted(glob("rmsprop_c/src/*.c"))],
             include_dirs=[numpy.get_include(), "rmsprop_c", "rmsprop_c/include"],
             depends=[
                 "rmsprop_c/include/rmsprop.h",
-                "rmsprop_c/src/fenv.h",
-                "rmsprop_c/src/kernels.h",
-                "rmsprop_c/src/threads.h",
+                *glob("rmsprop_c/src/*.h"),
             ],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"),

@@ -1,6 +1,6 @@
 """Everything that is too slow for `make test`, one after the other; figures go into the report.
 
-python check/run.py [names]       # asan aarch64 driver gcov mutate_c mutate_py fuzz machine newest
+python check/run.py [names of CHECKS]
 """
 
 import re
@@ -11,7 +11,8 @@ from shared import ROOT, record
 from tqdm import tqdm
 
 SECONDS = 600  # of a search
-CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "fuzz", "machine", "mutate_py")
+CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "mutate_step", "fuzz")
+CHECKS += ("machine", "mutate_py")
 # They live with the tests, which have a corpus and a minute of them.
 SEARCHES = {"fuzz": "Fuzzing of `load` and `from_config`", "machine": "Long runs of anything"}
 

@@ -116,18 +116,6 @@ cdef extern from "src/kernels.h" nogil:
         const char* name
         rmsprop_kernel_f32 update_f32[12]
         rmsprop_kernel_f64 update_f64[12]
-        void (*blocks_f32)(rmsprop_kernel_f32, int, float*, float*, float*, float*, float*, float*,
-                           float*, size_t, const rmsprop_scalars*) noexcept nogil
-        void (*blocks_f64)(rmsprop_kernel_f64, int, double*, double*, double*, double*, double*,
-                           double*, double*, size_t, const rmsprop_scalars*) noexcept nogil
-        void (*block_sums_f32)(const float*, size_t, double*) noexcept nogil
-        void (*block_sums_f64)(const double*, size_t, double*) noexcept nogil
-        bint (*finite_f32)(const float*, size_t, const rmsprop_scalars*) noexcept nogil
-        bint (*finite_f64)(const double*, size_t, const rmsprop_scalars*) noexcept nogil
-        double (*learning_rate)(double, double, int64_t) noexcept nogil
-        double (*gradient_scale)(double*, size_t, double, int64_t, bint) noexcept nogil
-        double (*power)(double, int64_t) noexcept nogil
-        double (*product)(double, double) noexcept nogil
     const rmsprop_kernels* rmsprop_kernels_compiled(int)
     bint rmsprop_kernels_supported(const rmsprop_kernels*)
     const rmsprop_kernels* rmsprop_kernels_best()
@@ -138,23 +126,107 @@ cdef extern from "src/fenv.h" nogil:
     rmsprop_fenv rmsprop_fenv_enter()
     void rmsprop_fenv_leave(rmsprop_fenv)
 
-ctypedef void (*Share)(const void*, int) noexcept nogil
-
 cdef extern from "src/threads.h" nogil:
     void rmsprop_threads_init()
     int rmsprop_threads_openmp()
     int rmsprop_threads_limit()
-    void rmsprop_threads_share(int, Share, const void*)
-    bint rmsprop_threads_forked()
     int rmsprop_threads_forks()
     void rmsprop_threads_enter()
     void rmsprop_threads_leave()
     uint64_t rmsprop_threads_self()
     uint64_t rmsprop_threads_survivor()
-    bint rmsprop_threads_available(int)
-    bint rmsprop_threads_run(void (*)(void*) noexcept nogil, void*)
-    double rmsprop_threads_clock()
-    void rmsprop_threads_flag(int*)
+
+cdef extern from "src/step.h" nogil:
+    enum:
+        ACCUMULATOR "RMSPROP_ACCUMULATOR"
+        MOMENTUM "RMSPROP_MOMENTUM"
+        AVERAGE_GRADIENT "RMSPROP_AVERAGE_GRADIENT"
+        MOVING_AVERAGE "RMSPROP_MOVING_AVERAGE"
+        GRADIENT_SUM "RMSPROP_GRADIENT_SUM"
+        SLOTS "RMSPROP_SLOTS"
+        PANEL "RMSPROP_PANEL"
+    ctypedef struct Settings "rmsprop_settings":
+        double lr
+        double rho
+        double epsilon
+        double clipnorm
+        double parameter_clipnorm
+        double momentum
+        double nesterov
+        double centered
+        double epsilon_in_sqrt
+        double initial_accumulator_value
+        double weight_decay
+        double decoupled_weight_decay
+        double use_ema
+        double ema_overwrite_frequency
+        double gradient_accumulation_steps
+        double nonfinite
+        double flush_subnormals
+        double zero_grad
+    ctypedef struct Tensor "rmsprop_tensor":
+        char* param
+        char* grad
+        bint active
+        char* slots[5]
+        cnp.npy_intp size
+        const cnp.npy_intp* shape
+        int ndim
+        int itemsize
+        bint fortran
+        double lr_scale
+        bint decays
+        bint pending
+        bint nonfinite
+        int64_t start
+        int64_t stop
+        char* landing
+        const cnp.npy_intp* landing_strides
+        bint landing_swapped
+        char* grad_landing
+        const cnp.npy_intp* grad_strides
+    ctypedef struct Job "rmsprop_job":
+        const rmsprop_kernels* kernels
+        Tensor* tensors
+        cnp.npy_intp count
+        cnp.npy_intp active
+        int64_t elements
+        int64_t iterations
+        int64_t calls
+        bint summing
+        bint updates
+        bint dry
+        bint transposed
+        bint each
+        int variant
+        int passes
+        Settings settings
+        double* block_sums
+        char* panels
+        size_t blocks
+        bint nonfinite
+        int shares
+        int one_shot
+        int needed
+    void line_up_anew "rmsprop_line_up_anew"(Job*)
+    void line_up "rmsprop_line_up"(Tensor*, Job*)
+    void perform "rmsprop_perform"(void*)
+    void finish "rmsprop_finish"(const Job*)
+    void clear "rmsprop_clear"(const Job*)
+
+cdef extern from "src/team.h" nogil:
+    ctypedef struct rmsprop_policy:
+        int64_t persistent_minimum
+        int64_t one_shot_minimum
+        int64_t one_shot_share
+        int requested
+        int processors
+    rmsprop_policy rmsprop_team_policy
+    ctypedef struct rmsprop_trials:
+        pass
+    void rmsprop_team_begin(rmsprop_trials*)
+    int rmsprop_team_size(int64_t, int*)
+    void rmsprop_team_perform(rmsprop_trials*, Job*)
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
@@ -163,18 +235,8 @@ cdef extern from "<math.h>" nogil:
 
 cdef const rmsprop_kernels* kernels = NULL
 
-# Elements of a step from which each policy pays: see docs/performance.md for the measurements.
-cdef int64_t unlocked_minimum = 1 << 15   # release the GIL: 12 us of work
-cdef int64_t team_minimum = 1 << 15       # a hot team that was asked for
-cdef int64_t fresh_minimum = 1 << 22      # by default: a team of its own, for this one step, where
-cdef int64_t fresh_share = 1 << 21        # it proves faster; so many elements for each thread
-cdef int trial_steps = 4                  # such steps that alternate before the first choice
-cdef int trial_gap = 32                   # from there to the next trial; doubled where it lost
-
-cdef int requested_threads = 0   # set_num_threads, RMSPROP_C_NUM_THREADS; 0: default policy
-cdef int processors = 1          # affinity and container quota, as found at import
-cdef int available_threads = 1   # so many were seen to live at once
-cdef int refused_threads = 1025  # and so many could not
+# Elements of a step from which it releases the GIL: 12 us of work.
+cdef int64_t unlocked_minimum = 1 << 15
 
 
 def compiled_isas():
@@ -227,486 +289,39 @@ def compiler():
 
 def configure_threads(int requested, int available_processors):
     """Set the thread policy: `requested` threads (0: the default policy) on so many processors."""
-    global requested_threads, processors
-    requested_threads = requested
-    processors = available_processors
+    rmsprop_team_policy.requested = requested
+    rmsprop_team_policy.processors = available_processors
 
 
 def configure_minimums(unlocked=None, team=None, fresh=None, share=None):
     """Set the policy's element counts; returns those before. For measuring and testing them."""
-    global unlocked_minimum, team_minimum, fresh_minimum, fresh_share
-    before = dict(unlocked=unlocked_minimum, team=team_minimum, fresh=fresh_minimum,
-                  share=fresh_share)
-    unlocked_minimum = unlocked_minimum if unlocked is None else unlocked
-    team_minimum = team_minimum if team is None else team
-    fresh_minimum = fresh_minimum if fresh is None else fresh
-    fresh_share = fresh_share if share is None else share
+    global unlocked_minimum
+    cdef rmsprop_policy* policy = &rmsprop_team_policy
+    before = dict(unlocked=unlocked_minimum, team=policy.persistent_minimum,
+                  fresh=policy.one_shot_minimum, share=policy.one_shot_share)
+    if unlocked is not None:
+        unlocked_minimum = unlocked
+    if team is not None:
+        policy.persistent_minimum = team
+    if fresh is not None:
+        policy.one_shot_minimum = fresh
+    if share is not None:
+        policy.one_shot_share = share
     return before
 
 
-cdef int threads_for(int64_t elements, bint* fresh) noexcept:
-    """How many threads a step of so many elements gets, and whether in a fresh team."""
-    global available_threads, refused_threads
-    cdef int64_t count
-    fresh[0] = requested_threads == 0 or rmsprop_threads_forked()
-    if elements < (fresh_minimum if fresh[0] else team_minimum):
-        return 1
-    if requested_threads > 0:
-        count = requested_threads
-    else:
-        count = min(elements // fresh_share, processors, rmsprop_threads_limit())
-    if rmsprop_threads_openmp() == 0 or count <= 1 or count >= refused_threads:
-        return 1
-    if count > available_threads:
-        if not rmsprop_threads_available(<int>count):
-            refused_threads = <int>count
-            return 1
-        available_threads = <int>count
-    return <int>count
-
-
-# What a position keeps between steps, in the order of SLOTS in state.py. Each is made when an
-# option first needs it, and dropped by the first step after the option is off.
-cdef enum:
-    ACCUMULATOR        # running mean of the squared gradients
-    MOMENTUM
-    AVERAGE_GRADIENT   # running mean of the gradients: centered
-    MOVING_AVERAGE     # of the parameters: use_ema
-    GRADIENT_SUM       # of the calls since the latest update: gradient_accumulation_steps
-    SLOTS
 cdef tuple SLOT_NAMES = states.SLOTS
 cdef int64_t LARGEST_COUNT = states.LARGEST_COUNT
-
-cdef enum:
-    PANEL = 1 << 16   # elements that the norm copies at a time where they lie in Fortran's order
 
 # The smallest double that float32 rounds to infinity.
 cdef double INFINITE_IN_FLOAT32 = 2.0 ** 128 - 2.0 ** 103
 
 
-ctypedef struct Tensor:
-    char* param              # of this step: the user's buffer, or a staged copy
-    char* grad               # NULL: none; written by zero_grad only
-    bint active              # has a gradient to follow in this step, its own or a sum
-    char* slots[SLOTS]       # NULL: not made yet
-    cnp.npy_intp size        # elements
-    cnp.npy_intp* shape      # of the accumulator, hence of the position
-    int ndim
+ctypedef struct Form:        # of a position, as NumPy says it
     int type                 # NPY_FLOAT32 or NPY_FLOAT64
-    int itemsize
     int order                # flag of the accumulator's memory order
-    double lr_scale
-    bint decays              # takes part in weight decay
-    bint pending             # the sum of gradients holds some
-    double scale             # of the gradient, if clipped by its own norm
-    int nonfinite            # found so in this step
-    int64_t start            # bytes before it in the flat range of this step
-    int64_t stop
-    size_t first_block       # block sums before it
-    char* landing            # where a staged parameter goes back to; NULL: nowhere
-    cnp.npy_intp* landing_strides
-    bint landing_swapped
-    char* grad_landing       # what zero_grad clears of a staged gradient; NULL: nothing
-    cnp.npy_intp* grad_strides
     const char* checked_param    # pointers that passed the overlap check
     const char* checked_grad
-
-ctypedef struct Settings:    # the rows of the table in optimizer.py that are numbers, in its order
-    double lr
-    double rho
-    double epsilon
-    double decay
-    double clipnorm          # NaN: None
-    double clipvalue         # NaN: None
-    double parameter_clipnorm    # NaN: None
-    double momentum
-    double nesterov          # 0 or 1, as all flags
-    double centered
-    double epsilon_in_sqrt
-    double initial_accumulator_value
-    double lr_in_momentum
-    double bias_correction
-    double maximize
-    double weight_decay
-    double decoupled_weight_decay
-    double use_ema
-    double ema_momentum
-    double ema_overwrite_frequency        # NaN: None
-    double gradient_accumulation_steps    # NaN: None
-    double nonfinite         # 0 propagate, 1 raise, 2 skip
-    double flush_subnormals
-    double zero_grad
-
-ctypedef struct Job:
-    Tensor* tensors
-    Py_ssize_t count
-    Py_ssize_t active        # tensors with a gradient to follow
-    int64_t elements
-    int64_t bytes
-    int64_t iterations
-    int64_t calls            # since the latest update, with this one
-    bint summing             # gradients are summed over calls
-    bint updates             # this call updates
-    bint dry                 # nothing is written: gradients are looked at, as nonfinite wants it
-    bint transposed          # a gradient may lie in Fortran's order
-    bint each                # tensors differ in lr_scale, weight decay or scale
-    int needed               # bits of the slots that stay
-    int variant
-    int passes
-    Settings settings        # as they were when the step began
-    rmsprop_scalars scalars
-    double* block_sums
-    char* panels             # of each share: PANEL elements in C's order
-    size_t blocks
-    int nonfinite
-    int shares
-    bint fresh               # in a team of their own
-
-
-cdef inline void line_up_anew(Job* job) noexcept:
-    """Begin the flat range."""
-    job.active = job.elements = job.bytes = job.blocks = 0
-
-
-cdef inline void line_up(Tensor* t, Job* job) noexcept:
-    """Append a tensor of this step to the flat range."""
-    t.start = t.stop = job.bytes
-    t.first_block = job.blocks
-    t.nonfinite = 0
-    t.active = t.grad != NULL or (t.pending and job.updates)
-    if t.active:
-        job.blocks += rmsprop_block_count(t.size)
-        job.active += 1
-    if t.active or job.passes & RMSPROP_AVERAGE:   # averages follow every parameter
-        t.stop += t.size * t.itemsize
-        job.bytes = t.stop
-        job.elements += t.size
-
-
-cdef void cut(const Job* job, int k, Py_ssize_t* tensor, cnp.npy_intp* offset) noexcept nogil:
-    """Where share k begins: a tensor, and an offset that begins a cache line of the parameter."""
-    cdef int64_t at
-    cdef Py_ssize_t low = 0, high = job.count, middle
-    cdef uintptr_t address, line
-    if k == 0 or k == job.shares:
-        tensor[0] = 0 if k == 0 else job.count
-        offset[0] = 0
-        return
-    at = job.bytes * k // job.shares
-    while high - low > 1:   # the last tensor that starts at or before `at`
-        middle = (low + high) // 2
-        if job.tensors[middle].start <= at:
-            low = middle
-        else:
-            high = middle
-    tensor[0] = low
-    address = <uintptr_t>job.tensors[low].param
-    line = (address + <uintptr_t>(at - job.tensors[low].start)) & ~<uintptr_t>63
-    if line > address:   # a whole number of elements, also where a double is aligned to 4 bytes
-        offset[0] = <cnp.npy_intp>(line - address) & -<cnp.npy_intp>job.tensors[low].itemsize
-    else:
-        offset[0] = 0
-
-
-cdef inline char* at(char* buffer, cnp.npy_intp offset) noexcept nogil:
-    return NULL if buffer == NULL else buffer + offset
-
-
-cdef void update_share(const void* argument, int k) noexcept nogil:
-    """Update what lies between the cuts k and k + 1."""
-    cdef const Job* job = <const Job*>argument
-    cdef Py_ssize_t first, last, i
-    cdef cnp.npy_intp first_offset, last_offset, begin, end
-    cdef const Tensor* t
-    cdef rmsprop_scalars own
-    cdef const rmsprop_scalars* scalars = &job.scalars
-    cdef int passes
-    cut(job, k, &first, &first_offset)
-    cut(job, k + 1, &last, &last_offset)
-    for i in range(first, last + 1 if last_offset > 0 else last):
-        t = &job.tensors[i]
-        begin = first_offset if i == first else 0
-        end = last_offset if i == last else <cnp.npy_intp>(t.stop - t.start)
-        if end <= begin:
-            continue
-        if job.each:
-            own = job.scalars
-            own.learning_rate = kernels.product(own.learning_rate, t.lr_scale)
-            if job.settings.parameter_clipnorm > 0:
-                own.scale = t.scale
-            scalars = &own
-        passes = job.passes
-        if not t.decays:
-            passes &= ~(RMSPROP_DECAY | RMSPROP_DECAY_GRAD)
-        if not t.active:
-            passes &= RMSPROP_AVERAGE | RMSPROP_OVERWRITE
-        if passes == RMSPROP_UPDATE and not job.summing:
-            if t.type == cnp.NPY_FLOAT32:
-                kernels.update_f32[job.variant](
-                    <float*>(t.param + begin), <const float*>(t.grad + begin),
-                    <float*>(t.slots[ACCUMULATOR] + begin), <float*>at(t.slots[MOMENTUM], begin),
-                    <float*>at(t.slots[AVERAGE_GRADIENT], begin), (end - begin) // 4, scalars)
-            else:
-                kernels.update_f64[job.variant](
-                    <double*>(t.param + begin), <const double*>(t.grad + begin),
-                    <double*>(t.slots[ACCUMULATOR] + begin), <double*>at(t.slots[MOMENTUM], begin),
-                    <double*>at(t.slots[AVERAGE_GRADIENT], begin), (end - begin) // 8, scalars)
-        else:
-            update_blocks(job, t, begin, end, passes, scalars)
-
-
-cdef void update_blocks(const Job* job, const Tensor* t, cnp.npy_intp begin, cnp.npy_intp end,
-                        int passes, const rmsprop_scalars* scalars) noexcept nogil:
-    """Do so many passes over the bytes [begin, end) of a tensor."""
-    cdef char* total = at(t.slots[GRADIENT_SUM], begin) if job.summing else NULL
-    if t.type == cnp.NPY_FLOAT32:
-        kernels.blocks_f32(
-            kernels.update_f32[job.variant], passes, <float*>(t.param + begin),
-            <float*>at(t.grad, begin), <float*>(t.slots[ACCUMULATOR] + begin),
-            <float*>at(t.slots[MOMENTUM], begin), <float*>at(t.slots[AVERAGE_GRADIENT], begin),
-            <float*>at(t.slots[MOVING_AVERAGE], begin), <float*>total, (end - begin) // 4, scalars)
-    else:
-        kernels.blocks_f64(
-            kernels.update_f64[job.variant], passes, <double*>(t.param + begin),
-            <double*>at(t.grad, begin), <double*>(t.slots[ACCUMULATOR] + begin),
-            <double*>at(t.slots[MOMENTUM], begin), <double*>at(t.slots[AVERAGE_GRADIENT], begin),
-            <double*>at(t.slots[MOVING_AVERAGE], begin), <double*>total, (end - begin) // 8,
-            scalars)
-
-
-cdef inline size_t block_count(const Tensor* t) noexcept nogil:
-    """How many block sums the gradient that it follows has."""
-    return rmsprop_block_count(t.size) if t.active else 0
-
-
-cdef inline size_t block_range(const Job* job, const Tensor* t, int k, size_t* begin,
-                               size_t* end) noexcept nogil:
-    """The elements of a tensor whose blocks lie between k and k + 1 shares of them all."""
-    cdef size_t first = job.blocks * k // job.shares
-    cdef size_t last = job.blocks * (k + 1) // job.shares
-    cdef size_t blocks = block_count(t)
-    begin[0] = end[0] = 0
-    if t.first_block < last and t.first_block + blocks > first:
-        begin[0] = first - t.first_block if first > t.first_block else 0
-        begin[0] *= RMSPROP_BLOCK
-        end[0] = min(min(last - t.first_block, blocks) * RMSPROP_BLOCK, <size_t>t.size)
-    return end[0] - begin[0]
-
-
-cdef void add_share(const void* argument, int k) noexcept nogil:
-    """Bring the sums of gradients up to date that are read in another order than they lie in."""
-    cdef const Job* job = <const Job*>argument
-    cdef size_t begin, end
-    cdef Py_ssize_t i
-    cdef const Tensor* t
-    for i in range(job.count):
-        t = &job.tensors[i]
-        if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS and block_range(job, t, k, &begin, &end) > 0:
-            update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
-
-
-cdef void sum_share(const void* argument, int k) noexcept nogil:
-    """Sum the squares of the blocks of gradients, or of their sums, which are brought up to date.
-    """
-    cdef const Job* job = <const Job*>argument
-    cdef size_t begin, end
-    cdef Py_ssize_t i
-    cdef const Tensor* t
-    cdef const char* grad
-    cdef double* sums
-    for i in range(job.count):
-        t = &job.tensors[i]
-        if block_range(job, t, k, &begin, &end) == 0:
-            continue
-        grad = t.slots[GRADIENT_SUM] if job.summing else t.grad
-        sums = job.block_sums + t.first_block + begin // RMSPROP_BLOCK
-        if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS:
-            sum_across(t, grad, begin, end, sums, job.panels + <size_t>k * PANEL * sizeof(double))
-            continue
-        if job.summing:
-            update_blocks(job, t, begin * t.itemsize, end * t.itemsize, RMSPROP_ADD, &job.scalars)
-        if t.type == cnp.NPY_FLOAT32:
-            kernels.block_sums_f32(<const float*>grad + begin, end - begin, sums)
-        else:
-            kernels.block_sums_f64(<const double*>grad + begin, end - begin, sums)
-
-
-cdef void sum_across(const Tensor* t, const char* grad, size_t begin, size_t end, double* sums,
-                     void* panel) noexcept nogil:
-    """Sum the squares of the blocks of a gradient in Fortran's order: the norm follows C's."""
-    cdef size_t count
-    while begin < end:
-        count = min(end - begin, <size_t>PANEL)
-        collect(t, grad, begin, count, panel)
-        if t.type == cnp.NPY_FLOAT32:
-            kernels.block_sums_f32(<const float*>panel, count, sums)
-        else:
-            kernels.block_sums_f64(<const double*>panel, count, sums)
-        begin += count
-        sums += PANEL // RMSPROP_BLOCK
-
-
-cdef void collect(const Tensor* t, const char* source, size_t first, size_t count,
-                  void* target) noexcept nogil:
-    """Copy `count` elements from the `first` on in C's order out of a buffer in Fortran's.
-
-    It is read column by column, the elements of which lie side by side, and asked of memory 16
-    columns ahead. Row by row every element is a cache line of its own: a step of 1000x4000 float32
-    with clipnorm took 21 ms on a Zen 1, this way 9, and 4.8 in C's order.
-    """
-    cdef cnp.npy_intp index[64]
-    cdef cnp.npy_intp strides[64]
-    cdef size_t columns = <size_t>t.size // t.shape[0]   # of all axes but the first
-    cdef size_t first_row = first // columns, last_row = (first + count - 1) // columns
-    cdef size_t head = first % columns, tail = (first + count - 1) % columns
-    cdef size_t column = head, rest = head, place = 0, far, at, row, end
-    cdef const char* ahead
-    cdef int axis
-    strides[1] = t.shape[0]
-    for axis in range(2, t.ndim):
-        strides[axis] = strides[axis - 1] * t.shape[axis - 1]
-    far = 16 * strides[t.ndim - 1] * t.itemsize
-    for axis in range(t.ndim - 1, 0, -1):
-        index[axis] = rest % t.shape[axis]
-        rest //= t.shape[axis]
-        place += index[axis] * strides[axis]
-    for _ in range(min(columns, count)):
-        row = first_row if column >= head else first_row + 1
-        end = last_row + 1 if column <= tail else last_row
-        at = row * columns + column - first
-        ahead = source + (place + row) * t.itemsize
-        RMSPROP_PREFETCH(ahead, far)
-        RMSPROP_PREFETCH(ahead, far + 64)
-        if t.itemsize == 4:
-            while row < end:
-                (<uint32_t*>target)[at] = (<const uint32_t*>source)[place + row]
-                row += 1
-                at += columns
-        else:
-            while row < end:
-                (<uint64_t*>target)[at] = (<const uint64_t*>source)[place + row]
-                row += 1
-                at += columns
-        column = column + 1 if column + 1 < columns else 0
-        for axis in range(t.ndim - 1, 0, -1):
-            place += strides[axis]
-            index[axis] += 1
-            if index[axis] < t.shape[axis]:
-                break
-            place -= index[axis] * strides[axis]
-            index[axis] = 0
-
-
-cdef void check_share(const void* argument, int k) noexcept nogil:
-    """Mark the tensors with a gradient whose square, after clipping, is not finite."""
-    cdef Job* job = <Job*>argument
-    cdef size_t begin, end
-    cdef Py_ssize_t i
-    cdef Tensor* t
-    cdef rmsprop_scalars own = job.scalars
-    cdef bint finite
-    for i in range(job.count):
-        t = &job.tensors[i]
-        if t.grad == NULL or block_range(job, t, k, &begin, &end) == 0:
-            continue
-        if job.settings.parameter_clipnorm > 0 and not job.summing:
-            own.scale = t.scale
-        if t.type == cnp.NPY_FLOAT32:
-            finite = kernels.finite_f32(<const float*>t.grad + begin, end - begin, &own)
-        else:
-            finite = kernels.finite_f64(<const double*>t.grad + begin, end - begin, &own)
-        if not finite:
-            rmsprop_threads_flag(&t.nonfinite)
-            rmsprop_threads_flag(&job.nonfinite)
-
-
-cdef void share_out(const Job* job, Share work) noexcept nogil:
-    """Do all shares: here, or in a team."""
-    if job.shares == 1:
-        work(job, 0)
-    else:
-        rmsprop_threads_share(job.shares, work, job)
-
-
-cdef void perform(void* argument) noexcept nogil:
-    """The whole step of a job, in the calling thread and, for more shares than one, in its team."""
-    cdef Job* job = <Job*>argument
-    cdef const Settings* settings = &job.settings
-    cdef rmsprop_scalars* scalars = &job.scalars
-    cdef rmsprop_fenv found = rmsprop_fenv_enter()
-    scalars.learning_rate = kernels.learning_rate(settings.lr, settings.decay, job.iterations)
-    scalars.rho = settings.rho
-    scalars.epsilon = settings.epsilon
-    scalars.scale = 1.0
-    scalars.clipvalue = INFINITY
-    scalars.momentum = settings.momentum
-    scalars.lr_outside = settings.lr_in_momentum == 0
-    scalars.weight_decay = settings.weight_decay
-    scalars.ema_momentum = settings.ema_momentum if job.iterations > 0 else 0.0
-    scalars.bias = 0.0
-    if settings.bias_correction != 0:
-        scalars.bias = kernels.power(settings.rho, job.iterations + 1)
-    if settings.nonfinite != 0 and job.summing:
-        share_out(job, check_share)
-    if job.nonfinite == 0 and job.updates and not (job.dry and job.summing):
-        scalars.clipvalue = settings.clipvalue if settings.clipvalue > 0 else INFINITY
-        scale_gradients(job)
-        if settings.nonfinite != 0 and not job.summing:
-            share_out(job, check_share)
-    if job.nonfinite == 0 and not job.dry:
-        share_out(job, update_share)
-    rmsprop_fenv_leave(found)
-
-
-cdef void scale_gradients(Job* job) noexcept nogil:
-    """What gradients are multiplied by: for a mean, to be clipped by a norm, or to maximize."""
-    cdef const Settings* settings = &job.settings
-    cdef bint maximize = settings.maximize != 0
-    cdef Tensor* t
-    cdef Py_ssize_t i
-    if job.block_sums != NULL:
-        if job.summing and job.transposed:
-            share_out(job, add_share)
-        share_out(job, sum_share)
-        job.passes &= ~RMSPROP_ADD
-    if settings.parameter_clipnorm > 0:
-        for i in range(job.count):
-            t = &job.tensors[i]
-            t.scale = kernels.gradient_scale(
-                job.block_sums + t.first_block, block_count(t),
-                settings.parameter_clipnorm, job.calls, maximize)
-    elif job.block_sums != NULL or job.calls > 1 or maximize:
-        job.scalars.scale = kernels.gradient_scale(
-            job.block_sums, job.blocks, settings.clipnorm, job.calls, maximize)
-
-
-cdef void land(const Tensor* t, const char* source, char* target, const cnp.npy_intp* strides,
-               bint swapped) noexcept nogil:
-    """Copy a staged array back to the user's, of any strides, alignment and byte order.
-
-    Where the source is NULL, zeros.
-    """
-    cdef cnp.npy_intp index[64]   # NPY_MAXDIMS of NumPy 2
-    cdef int axis, j
-    memset(index, 0, sizeof(index))
-    for _ in range(t.size):
-        if source == NULL:
-            memset(target, 0, t.itemsize)
-        else:
-            if swapped:
-                for j in range(t.itemsize):
-                    target[j] = source[t.itemsize - 1 - j]
-            else:
-                memcpy(target, source, t.itemsize)
-            source += t.itemsize
-        for j in range(t.ndim):
-            axis = j if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else t.ndim - 1 - j
-            target += strides[axis]
-            index[axis] += 1
-            if index[axis] < t.shape[axis]:
-                break
-            target -= index[axis] * strides[axis]
-            index[axis] = 0
 
 
 ctypedef struct Range:
@@ -722,10 +337,10 @@ cdef int compare_ranges(const void* x, const void* y) noexcept nogil:
     return (left.low > right.low) - (left.low < right.low)
 
 
-cdef inline bint is_plain(void* x, const Tensor* t, int flags) noexcept:
+cdef inline bint is_plain(void* x, const Tensor* t, const Form* form, int flags) noexcept:
     """Is it an ndarray of the position's dtype and shape with these flags, ready for a kernel?"""
     cdef int d
-    if not (rmsprop_is_array(x) and rmsprop_type(x) == t.type
+    if not (rmsprop_is_array(x) and rmsprop_type(x) == form.type
             and (rmsprop_flags(x) & flags) == flags and rmsprop_native(x)
             and rmsprop_ndim(x) == t.ndim):
         return False
@@ -793,6 +408,7 @@ cdef class Plan:
     cdef double scales[2]        # the largest lr_scale of a position in float32, and in float64
     cdef int64_t elements        # of all positions
     cdef Tensor* tensors
+    cdef Form* forms
     cdef Range* ranges           # of the parameters, and of state that is lent, by address
     cdef Range* grad_ranges      # of the gradients, where zero_grad needs them apart
     cdef Py_ssize_t count, range_count, grad_range_count
@@ -814,36 +430,39 @@ cdef class Plan:
         self.excluded = ()
         self.slots = [None] * SLOTS
         self.tensors = <Tensor*>PyMem_Calloc(max(count, 1), sizeof(Tensor))
+        self.forms = <Form*>PyMem_Calloc(max(count, 1), sizeof(Form))
         self.ranges = <Range*>PyMem_Calloc(max(count, 1) * (1 + SLOTS), sizeof(Range))
         self.grad_ranges = <Range*>PyMem_Calloc(max(count, 1), sizeof(Range))
-        if self.tensors == NULL or self.ranges == NULL or self.grad_ranges == NULL:
+        if self.tensors == NULL or self.forms == NULL or self.ranges == NULL or (
+                self.grad_ranges == NULL):
             raise MemoryError()
 
     cdef bint describe(self):
         """Let the positions be like the accumulators; is one of another size than before?"""
         cdef Tensor* t
+        cdef Form* form
         cdef Py_ssize_t i
         cdef bint other = False
         self.elements = 0
         self.float32 = self.transposed = False
         self.scales[0] = self.scales[1] = 1
         for i, accumulator in enumerate(self.slots[ACCUMULATOR]):
-            t = &self.tensors[i]
+            t, form = &self.tensors[i], &self.forms[i]
             other = other or t.size != cnp.PyArray_SIZE(accumulator) or (
-                t.type != cnp.PyArray_TYPE(accumulator))
+                form.type != cnp.PyArray_TYPE(accumulator))
             t.size = cnp.PyArray_SIZE(accumulator)
             self.elements += t.size
             t.shape = cnp.PyArray_DIMS(accumulator)
             t.ndim = cnp.PyArray_NDIM(accumulator)
-            t.type = cnp.PyArray_TYPE(accumulator)
             t.itemsize = cnp.PyArray_ITEMSIZE(accumulator)
-            t.order = rmsprop_flags(<void*>accumulator) & cnp.NPY_ARRAY_C_CONTIGUOUS
-            if t.order == 0:
-                t.order = cnp.NPY_ARRAY_F_CONTIGUOUS
-                self.transposed = True
+            t.fortran = rmsprop_flags(<void*>accumulator) & cnp.NPY_ARRAY_C_CONTIGUOUS == 0
+            self.transposed = self.transposed or t.fortran
+            form.type = cnp.PyArray_TYPE(accumulator)
+            form.order = (cnp.NPY_ARRAY_F_CONTIGUOUS if t.fortran
+                          else cnp.NPY_ARRAY_C_CONTIGUOUS)
             t.lr_scale = 1
             t.decays = True
-            self.float32 = self.float32 or t.type == cnp.NPY_FLOAT32
+            self.float32 = self.float32 or t.itemsize == 4
         return other
 
     cdef int lend(self, dict slots) except -1:
@@ -863,7 +482,8 @@ cdef class Plan:
                 place = NULL
                 if self.made & 1 << slot:
                     x = self.slots[slot][i]
-                    if not is_plain(<void*>x, &self.tensors[i], self.tensors[i].order
+                    if not is_plain(<void*>x, &self.tensors[i], &self.forms[i],
+                                    self.forms[i].order
                                     | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
                         raise ValueError(f"the {SLOT_NAMES[slot]} of "
                                          f"{self.name('params', i, None)} has shape {x.shape}, "
@@ -874,7 +494,7 @@ cdef class Plan:
                 self.tensors[i].slots[slot] = place
         if moved:   # what was found of overlaps holds no more
             for i in range(self.count):
-                self.tensors[i].checked_param = self.tensors[i].checked_grad = NULL
+                self.forms[i].checked_param = self.forms[i].checked_grad = NULL
         self.factors, self.excluded = None, ()
         return 0
 
@@ -945,6 +565,7 @@ cdef class Plan:
 
     def __dealloc__(self):
         PyMem_Free(self.tensors)
+        PyMem_Free(self.forms)
         PyMem_Free(self.ranges)
         PyMem_Free(self.grad_ranges)
         PyMem_Free(self.block_sums)
@@ -966,25 +587,26 @@ cdef class Plan:
         cdef void** params = rmsprop_items(list_or_tuple_params)
         cdef void** grads = rmsprop_items(list_or_tuple_grads)
         cdef Tensor* t
+        cdef const Form* form
         cdef Py_ssize_t i
         cdef int grad_flags = cnp.NPY_ARRAY_ALIGNED
         if job.passes & RMSPROP_ZERO_GRAD:
             grad_flags |= cnp.NPY_ARRAY_WRITEABLE
         for i in range(self.count):
-            t = &self.tensors[i]
-            if not is_plain(params[i], t,
-                            t.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
+            t, form = &self.tensors[i], &self.forms[i]
+            if not is_plain(params[i], t, form,
+                            form.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
                 return False
             t.param = rmsprop_data(params[i])
             t.landing = t.grad_landing = NULL
             if grads[i] == <void*>None:
                 t.grad = NULL
-            elif is_plain(grads[i], t, t.order | grad_flags):
+            elif is_plain(grads[i], t, form, form.order | grad_flags):
                 t.grad = rmsprop_data(grads[i]) if t.size > 0 else t.slots[ACCUMULATOR]
             else:
                 return False
-            checked[0] = (checked[0] and t.param == t.checked_param
-                          and (t.grad == t.checked_grad or t.grad == NULL))
+            checked[0] = (checked[0] and t.param == form.checked_param
+                          and (t.grad == form.checked_grad or t.grad == NULL))
             line_up(t, job)
         return True
 
@@ -1023,12 +645,12 @@ cdef class Plan:
             t.grad = NULL
             if grads[i] is not None:
                 name = self.name("grads", i, outer_grads)
-                if is_plain(<void*>grads[i], t, 0):
+                if is_plain(<void*>grads[i], t, &self.forms[i], 0):
                     g = grads[i]
                 else:
                     g = arrays.gradient(grads[i], name, p, self.name("params", i, outer_params))
                 self.held.append(g)
-                staged = self.stage(g, t, cnp.NPY_ARRAY_ALIGNED)
+                staged = self.stage(g, i, cnp.NPY_ARRAY_ALIGNED)
                 t.grad = cnp.PyArray_BYTES(staged) if t.size > 0 else t.slots[ACCUMULATOR]
                 if job.passes & RMSPROP_ZERO_GRAD:
                     if not g.flags.writeable or overlaps_itself(g):
@@ -1039,7 +661,7 @@ cdef class Plan:
                         t.grad_strides = cnp.PyArray_STRIDES(g)
             line_up(t, job)
             if t.stop > t.start:
-                staged = self.stage(p, t, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+                staged = self.stage(p, i, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
                 t.param = cnp.PyArray_BYTES(staged)
                 if staged is not p and (t.active or job.passes & RMSPROP_OVERWRITE):
                     t.landing = cnp.PyArray_BYTES(p)
@@ -1047,11 +669,11 @@ cdef class Plan:
                     t.landing_swapped = not p.dtype.isnative
         return 0
 
-    cdef cnp.ndarray stage(self, cnp.ndarray x, const Tensor* t, int flags):
+    cdef cnp.ndarray stage(self, cnp.ndarray x, Py_ssize_t i, int flags):
         """The array itself if a kernel can use it, else a copy; held until the step ends."""
-        if not is_plain(<void*>x, t, t.order | flags):
+        if not is_plain(<void*>x, &self.tensors[i], &self.forms[i], self.forms[i].order | flags):
             x = np.array(x, x.dtype.newbyteorder("="), copy=True,
-                         order="F" if t.order == cnp.NPY_ARRAY_F_CONTIGUOUS else "C")
+                         order="F" if self.tensors[i].fortran else "C")
         self.held.append(x)
         return x
 
@@ -1070,10 +692,10 @@ cdef class Plan:
         cdef bint moved = not plain
         cdef Range r
         for i in range(self.count):
-            moved = moved or self.tensors[i].param != self.tensors[i].checked_param
+            moved = moved or self.tensors[i].param != self.forms[i].checked_param
         if moved:
             for i in range(self.count):   # a refusal below must not leave what was checked before
-                self.tensors[i].checked_param = self.tensors[i].checked_grad = NULL
+                self.forms[i].checked_param = self.forms[i].checked_grad = NULL
             self.range_count = self.sort_ranges(self.ranges, params, False, plain)
             for i in range(1, self.range_count):
                 self.check_range(&self.ranges[i], "params", params, outer_params,
@@ -1088,7 +710,8 @@ cdef class Plan:
                                  self.grad_ranges, i, "grads", grads, outer_grads, plain)
         for i in range(self.count):
             t = &self.tensors[i]
-            if t.grad == NULL or t.size == 0 or (t.grad == t.checked_grad and not moved):
+            if t.grad == NULL or t.size == 0 or (
+                    t.grad == self.forms[i].checked_grad and not moved):
                 continue
             self.measure(&r, i, grads, t.grad, plain)
             low, high = 0, self.range_count
@@ -1103,8 +726,8 @@ cdef class Plan:
             self.check_weights(&r, "grads", outer_grads)
         for i in range(self.count):
             t = &self.tensors[i]
-            t.checked_param = t.param if plain else NULL
-            t.checked_grad = t.grad if plain else NULL
+            self.forms[i].checked_param = t.param if plain else NULL
+            self.forms[i].checked_grad = t.grad if plain else NULL
         self.apart = zero_grad
         return 0
 
@@ -1457,13 +1080,11 @@ cdef class Core:
     cdef uint64_t owner          # the thread that makes it, or whose turn it is
     cdef Waiter* waiting         # the thread that has waited longest
     cdef int forks               # of the process when busy and waiting were last its own
-    cdef int64_t long_steps      # that could have a team of their own
-    cdef int64_t next_trial, gap
-    cdef double pace[2]          # seconds per element of the latest ones, alone and in a team
+    cdef rmsprop_trials trials
 
     def __cinit__(self, *args, **kwargs):
         self.excluded = ()
-        self.next_trial, self.gap = trial_steps + trial_gap, trial_gap
+        rmsprop_team_begin(&self.trials)
         self.forks = rmsprop_threads_forks()
 
     cdef int enter(self) except -1:
@@ -1644,7 +1265,7 @@ cdef class Core:
             t = &plan.tensors[i]
             t.lr_scale = factors[i]
             t.decays = decays[i]
-            wide = t.type == cnp.NPY_FLOAT64
+            wide = t.itemsize == 8
             plan.scales[wide] = max(plan.scales[wide], t.lr_scale)
         plan.factors, plan.excluded = lr_scale, excluded
         return 0
@@ -1689,10 +1310,11 @@ cdef class Core:
                 if job.summing else "all gradients are None: there is nothing to do")
         if settings.lr > 1e3 or settings.weight_decay > 1e3 or self.lr_scale is not None:
             self.check_rate(job)
+        job.kernels = kernels
         job.tensors = plan.tensors
         job.count = plan.count
-        job.fresh = False
-        job.shares = 1 if dry else threads_for(job.elements, &job.fresh)
+        job.one_shot = False
+        job.shares = 1 if dry else rmsprop_team_size(job.elements, &job.one_shot)
         if job.updates and (settings.clipnorm > 0 or settings.parameter_clipnorm > 0):
             plan.allocate_block_sums(job.blocks)
             job.block_sums = plan.block_sums
@@ -1776,69 +1398,19 @@ cdef class Core:
         raise ValueError(f"{self.plan.name('grads', found, grads)} holds NaN, infinity or a number "
                          "whose square overflows; nothing was changed")
 
-    cdef void perform_fresh(self, Job* job) noexcept nogil:
-        """Perform a long step, alone or in a team of its own: as has proved faster in this program.
-
-        A team halves the time where the processors are idle, but BLAS workers spin for up to 26 ms
-        after a matmul (OpenBLAS), and threads that compete with them lose more than they gain.
-        """
-        cdef int64_t n = self.long_steps
-        cdef bint trial = n >= self.next_trial
-        cdef bint team = self.pace[1] < 0.95 * self.pace[0]
-        cdef double start = rmsprop_threads_clock(), pace
-        if n < trial_steps:
-            team = n % 2
-        elif trial:
-            team = not team
-        team = team and rmsprop_threads_run(perform, job)
-        if not team:
-            job.shares = 1
-            perform(job)
-        pace = (rmsprop_threads_clock() - start) / job.elements
-        if trial:   # the more often it has lost, the seldomer it is tried
-            self.gap = trial_gap if pace < self.pace[not team] else min(2 * self.gap, 1 << 16)
-            self.next_trial = n + self.gap
-        if trial or n < trial_steps:
-            self.pace[team] = pace
-        else:
-            self.pace[team] += 0.25 * (pace - self.pace[team])
-        self.long_steps = n + 1
-
-    cdef void finish(self, Job* job) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef Tensor* t
-        if job.fresh and job.shares > 1:
-            self.perform_fresh(job)
-        else:
-            perform(job)
+    cdef void make(self, Job* job) noexcept nogil:
+        """Make the step: from here on nothing can fail."""
+        rmsprop_team_perform(&self.trials, job)
         if job.nonfinite:
             if job.settings.nonfinite == 2 and job.passes & RMSPROP_ZERO_GRAD:
-                self.clear(job)
+                clear(job)
             return
         self.plan.kept = self.plan.made & job.needed
-        for i in range(job.count):
-            t = &job.tensors[i]
-            if t.landing != NULL:
-                land(t, t.param, t.landing, t.landing_strides, t.landing_swapped)
-            if t.grad_landing != NULL:
-                land(t, NULL, t.grad_landing, t.grad_strides, False)
-            if job.summing:
-                t.pending = not job.updates and (t.pending or t.grad != NULL)
+        finish(job)
         self.calls = 0 if job.updates else job.calls
         self.total_calls += 1
         if job.updates:
             self.steps += 1
-
-    cdef void clear(self, const Job* job) noexcept nogil:
-        """Clear the gradients of a step that is skipped: else a NaN in a sum of them stays."""
-        cdef Py_ssize_t i
-        cdef const Tensor* t
-        for i in range(job.count):
-            t = &job.tensors[i]
-            if t.grad_landing != NULL:
-                land(t, NULL, t.grad_landing, t.grad_strides, False)
-            elif t.grad != NULL:
-                memset(t.grad, 0, t.size * t.itemsize)
 
     def step(self, params, grads):
         """Update `params` in place by one step of RMSprop along `grads`.
@@ -2160,11 +1732,11 @@ cdef inline int run_step(Core self, params, grads) except -1:
     cdef Job job
     self.attach(params, grads, &job, False)
     if job.elements < unlocked_minimum and job.shares == 1:
-        self.finish(&job)
+        self.make(&job)
     else:
         with nogil:
             rmsprop_threads_enter()
-            self.finish(&job)
+            self.make(&job)
             rmsprop_threads_leave()
     if job.nonfinite:
         self.refuse_nonfinite(grads, job.settings.nonfinite == 2)
