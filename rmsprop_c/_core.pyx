@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False
-"""Arrays -> checked pointers -> one loop over contiguous shares -> kernels.
+"""The binding: arrays -> checked pointers -> the job of a step, which ``src/step.c`` makes.
 
 ``Plan`` knows which arrays belong to a model: it checks them, finds out where they lie and owns the
 accumulators; it knows no formula. ``Core``, the base of the Python optimizers, holds the
-hyper-parameters as C numbers and makes a step of a plan all or nothing. No arithmetic on elements
-happens here: that is in ``include/rmsprop.h``.
+hyper-parameters as C numbers and makes a step of a plan all or nothing. What needs no Python object
+is in ``src/``, and the arithmetic on elements in ``include/rmsprop.h``.
 """
 cimport cython
 cimport numpy as cnp
@@ -20,7 +20,7 @@ from cpython.pythread cimport (
     NOWAIT_LOCK,
     WAIT_LOCK,
 )
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
@@ -145,6 +145,7 @@ cdef extern from "src/step.h" nogil:
         GRADIENT_SUM "RMSPROP_GRADIENT_SUM"
         SLOTS "RMSPROP_SLOTS"
         PANEL "RMSPROP_PANEL"
+    const char* SETTINGS "RMSPROP_EACH_SETTING(RMSPROP_SETTING_NAME)"
     ctypedef struct Settings "rmsprop_settings":
         double lr
         double rho
@@ -280,6 +281,11 @@ def openmp_version():
 def openmp_max_threads():
     """OpenMP's own limit in this thread: OMP_NUM_THREADS, or what a library has set."""
     return rmsprop_threads_limit()
+
+
+def settings():
+    """Names of the hyper-parameters that are numbers, in the order of the C struct."""
+    return SETTINGS.decode().split()
 
 
 def compiler():

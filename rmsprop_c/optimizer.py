@@ -45,8 +45,8 @@ class Hyperparameter(NamedTuple):
 
 
 # The one table: properties, configs and defaults come from it. The rows that are numbers in C come
-# first, in the order of the C struct Settings. A default of None makes an argument optional: for an
-# "optional" number None and values <= 0 switch it off.
+# first, in the order of RMSPROP_EACH_SETTING in src/step.h. A default of None makes an argument
+# optional: for an "optional" number None and values <= 0 switch it off.
 HYPERPARAMETERS = (
     Hyperparameter(
         "lr", 0.001, "number", "float, or callable of the iteration: the learning rate."
@@ -109,6 +109,8 @@ HYPERPARAMETERS = (
 ROWS = {row.name: row for row in HYPERPARAMETERS}
 DEFAULT: dict[str, Any] = {row.name: row.default for row in HYPERPARAMETERS}
 NUMBERS = [row.name for row in HYPERPARAMETERS if row.kind not in ("factors", "names")]
+if _core.settings() != NUMBERS:
+    raise ImportError("rmsprop_c._core was built from other sources than these; build it again")
 KERAS = ("lr", "rho", "decay", "epsilon")  # in every config, in Keras 2.0's order
 OPTIONS = tuple(name for name in DEFAULT if name not in KERAS)
 

@@ -7,6 +7,7 @@ so every test but the first two also shows that the sdist is complete.
 import email
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 from rmsprop_c import _core, reference
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("kernels", "step", "team", "threads")
 SITE_PACKAGES = Path(np.__file__).parents[1]
 CC = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
 SUPPORTED = [isa for isa, supported in _core.compiled_isas().items() if supported]
@@ -280,8 +282,9 @@ def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
         names = {Path(name) for name in archive.getnames()}
     (top,) = {name.parts[0] for name in names}
     files = {str(name.relative_to(top)) for name in names}
-    package = {"_core.pyx", "_core.pxd", "_core.pyi", "src/kernels.c", "src/kernels.h"}
-    package |= {"src/fenv.h", "src/threads.c", "src/threads.h", "include/rmsprop.h", "py.typed", "__init__.py", "__main__.py"}
+    package = {"_core.pyx", "_core.pxd", "_core.pyi", "include/rmsprop.h", "py.typed"}
+    package |= {f"src/{name}.{end}" for name in SOURCES for end in "ch"} | {"src/fenv.h"}
+    package |= {"__init__.py", "__main__.py"}
     assert {f"rmsprop_c/{name}" for name in package} <= files
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= files
     assert {"tests/test_build.py", "tests/conftest.py", "tests/golden/golden.npz"} <= files
@@ -469,3 +472,38 @@ def test_an_unknown_instruction_set_is_an_import_error_that_lists_the_usable(pyt
     error = refused.stdout.splitlines()[-1]
     assert error.startswith("ImportError: RMSPROP_C_ISA: instruction set 'nonsense' can't be used")
     assert error.endswith(f"usable here: {', '.join(SUPPORTED)}")
+
+
+def test_an_extension_of_another_table_of_hyperparameters_is_an_import_error():
+    code = """
+import importlib.machinery, sys
+
+class Other(importlib.machinery.ExtensionFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        names = module.settings()
+        module.settings = lambda: names[::-1]
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name != "rmsprop_c._core":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        spec.loader = Other(name, spec.origin)
+        return spec
+
+sys.meta_path.insert(0, Finder())
+try:
+    import rmsprop_c
+except ImportError as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert said == ("rmsprop_c._core was built from other sources than these; build it again\n")
+
+
+def test_c_in_src_never_sees_python():
+    for path in sorted((ROOT / "rmsprop_c/src").iterdir()):
+        assert not re.search("Python.h|Py_|PyObject|numpy", path.read_text()), path.name

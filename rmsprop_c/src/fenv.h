@@ -1,5 +1,6 @@
 /* The floating-point environment of the contract: round to nearest, subnormals kept, no traps.
- * Between enter and leave call kernels through their table only. */
+ * Between enter and leave make one call that the compiler can't see through: it may move arithmetic
+ * that it can see past the instruction that sets the environment. */
 #ifndef RMSPROP_FENV_H
 #define RMSPROP_FENV_H
 

@@ -51,11 +51,7 @@ static const rmsprop_kernels compiled[] = {
      rmsprop_block_sums_f32,
      rmsprop_block_sums_f64,
      rmsprop_finite_f32,
-     rmsprop_finite_f64,
-     rmsprop_learning_rate,
-     rmsprop_gradient_scale,
-     rmsprop_power,
-     rmsprop_product},
+     rmsprop_finite_f64},
 #if RMSPROP_X86
     {"avx2",
      {RMSPROP_EACH_VARIANT(F32_AVX2)},
@@ -65,11 +61,7 @@ static const rmsprop_kernels compiled[] = {
      rmsprop_block_sums_f32_avx2,
      rmsprop_block_sums_f64_avx2,
      rmsprop_finite_f32_avx2,
-     rmsprop_finite_f64_avx2,
-     rmsprop_learning_rate,
-     rmsprop_gradient_scale,
-     rmsprop_power,
-     rmsprop_product},
+     rmsprop_finite_f64_avx2},
     {"avx512",
      {RMSPROP_EACH_VARIANT(F32_AVX512)},
      {RMSPROP_EACH_VARIANT(F64_AVX512)},
@@ -78,11 +70,7 @@ static const rmsprop_kernels compiled[] = {
      rmsprop_block_sums_f32_avx512,
      rmsprop_block_sums_f64_avx512,
      rmsprop_finite_f32_avx512,
-     rmsprop_finite_f64_avx512,
-     rmsprop_learning_rate,
-     rmsprop_gradient_scale,
-     rmsprop_power,
-     rmsprop_product},
+     rmsprop_finite_f64_avx512},
 #endif
 };
 

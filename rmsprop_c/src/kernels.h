@@ -18,13 +18,6 @@ typedef struct {
     void (*block_sums_f64)(const double *g, size_t n, double *sums);
     int (*finite_f32)(const float *g, size_t n, const rmsprop_scalars *scalars);
     int (*finite_f64)(const double *g, size_t n, const rmsprop_scalars *scalars);
-    /* The same everywhere. They are called through pointers as well, because a compiler may move
-     * arithmetic that it can see past the instruction that sets the floating-point environment. */
-    double (*learning_rate)(double lr, double decay, int64_t iterations);
-    double (*gradient_scale)(double *sums, size_t count, double clipnorm, int64_t calls,
-                             int maximize);
-    double (*power)(double x, int64_t n);
-    double (*product)(double x, double y);
 } rmsprop_kernels;
 
 /* The i-th table that was compiled, widest last; NULL behind the last. */

@@ -101,7 +101,7 @@ static void update_share(const void *argument, int k)
         }
         if (job->each) {
             own = job->scalars;
-            own.learning_rate = job->kernels->product(own.learning_rate, t->lr_scale);
+            own.learning_rate = rmsprop_product(own.learning_rate, t->lr_scale);
             if (job->settings.parameter_clipnorm > 0) {
                 own.scale = t->scale;
             }
@@ -308,24 +308,21 @@ static void scale_gradients(rmsprop_job *job)
     if (settings->parameter_clipnorm > 0) {
         for (intptr_t i = 0; i < job->count; i++) {
             rmsprop_tensor *t = &job->tensors[i];
-            t->scale =
-                job->kernels->gradient_scale(job->block_sums + t->first_block, block_count(t),
-                                             settings->parameter_clipnorm, job->calls, maximize);
+            t->scale = rmsprop_gradient_scale(job->block_sums + t->first_block, block_count(t),
+                                              settings->parameter_clipnorm, job->calls, maximize);
         }
     } else if (job->block_sums != NULL || job->calls > 1 || maximize) {
-        job->scalars.scale = job->kernels->gradient_scale(job->block_sums, job->blocks,
-                                                          settings->clipnorm, job->calls, maximize);
+        job->scalars.scale = rmsprop_gradient_scale(job->block_sums, job->blocks,
+                                                    settings->clipnorm, job->calls, maximize);
     }
 }
 
-void rmsprop_perform(void *argument)
+/* In the floating-point environment of the contract. */
+static void perform(rmsprop_job *job)
 {
-    rmsprop_job *job = argument;
     const rmsprop_settings *settings = &job->settings;
-    const rmsprop_kernels *kernels = job->kernels;
     rmsprop_scalars *scalars = &job->scalars;
-    const rmsprop_fenv found = rmsprop_fenv_enter();
-    scalars->learning_rate = kernels->learning_rate(settings->lr, settings->decay, job->iterations);
+    scalars->learning_rate = rmsprop_learning_rate(settings->lr, settings->decay, job->iterations);
     scalars->rho = settings->rho;
     scalars->epsilon = settings->epsilon;
     scalars->scale = 1.0;
@@ -336,7 +333,7 @@ void rmsprop_perform(void *argument)
     scalars->ema_momentum = job->iterations > 0 ? settings->ema_momentum : 0.0;
     scalars->bias = 0.0;
     if (settings->bias_correction != 0) {
-        scalars->bias = kernels->power(settings->rho, job->iterations + 1);
+        scalars->bias = rmsprop_power(settings->rho, job->iterations + 1);
     }
     if (settings->nonfinite != 0 && job->summing) {
         share_out(job, check_share);
@@ -351,6 +348,13 @@ void rmsprop_perform(void *argument)
     if (!job->nonfinite && !job->dry) {
         share_out(job, update_share);
     }
+}
+
+void rmsprop_perform(void *job)
+{
+    static void (*volatile opaque)(rmsprop_job *) = perform;
+    const rmsprop_fenv found = rmsprop_fenv_enter();
+    opaque(job);
     rmsprop_fenv_leave(found);
 }
 

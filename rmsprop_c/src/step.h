@@ -30,32 +30,38 @@ enum {
 /* Dimensions of an array: NPY_MAXDIMS of NumPy 2. */
 #define RMSPROP_MOST_DIMENSIONS 64
 
-/* The rows of the table in optimizer.py that are numbers, in its order; flags are 0 or 1. */
+/* The hyper-parameters that are numbers, in the order of the table in optimizer.py, which compares
+ * their names when it is imported. Flags are 0 or 1, None is NaN, and nonfinite is 0 to propagate,
+ * 1 to raise and 2 to skip. */
+#define RMSPROP_EACH_SETTING(DO)                                                                   \
+    DO(lr)                                                                                         \
+    DO(rho)                                                                                        \
+    DO(epsilon)                                                                                    \
+    DO(decay)                                                                                      \
+    DO(clipnorm)                                                                                   \
+    DO(clipvalue)                                                                                  \
+    DO(parameter_clipnorm)                                                                         \
+    DO(momentum)                                                                                   \
+    DO(nesterov)                                                                                   \
+    DO(centered)                                                                                   \
+    DO(epsilon_in_sqrt)                                                                            \
+    DO(initial_accumulator_value)                                                                  \
+    DO(lr_in_momentum)                                                                             \
+    DO(bias_correction)                                                                            \
+    DO(maximize)                                                                                   \
+    DO(weight_decay)                                                                               \
+    DO(decoupled_weight_decay)                                                                     \
+    DO(use_ema)                                                                                    \
+    DO(ema_momentum)                                                                               \
+    DO(ema_overwrite_frequency)                                                                    \
+    DO(gradient_accumulation_steps)                                                                \
+    DO(nonfinite)                                                                                  \
+    DO(flush_subnormals)                                                                           \
+    DO(zero_grad)
+#define RMSPROP_SETTING_FIELD(name) double name;
+#define RMSPROP_SETTING_NAME(name) #name " "
 typedef struct {
-    double lr;
-    double rho;
-    double epsilon;
-    double decay;
-    double clipnorm;           /* NaN: None */
-    double clipvalue;          /* NaN: None */
-    double parameter_clipnorm; /* NaN: None */
-    double momentum;
-    double nesterov;
-    double centered;
-    double epsilon_in_sqrt;
-    double initial_accumulator_value;
-    double lr_in_momentum;
-    double bias_correction;
-    double maximize;
-    double weight_decay;
-    double decoupled_weight_decay;
-    double use_ema;
-    double ema_momentum;
-    double ema_overwrite_frequency;     /* NaN: None */
-    double gradient_accumulation_steps; /* NaN: None */
-    double nonfinite;                   /* 0 propagate, 1 raise, 2 skip */
-    double flush_subnormals;
-    double zero_grad;
+    RMSPROP_EACH_SETTING(RMSPROP_SETTING_FIELD)
 } rmsprop_settings;
 
 typedef struct {
