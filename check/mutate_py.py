@@ -1,9 +1,9 @@
-"""Mutants of optimizer.py, each judged by the tests that reach its line, the quickest first.
+"""Mutants of the optimizer in Python, each judged by the tests that reach its line, quickest first.
 
 A first run of the suite notes which test runs which line; what runs at import is judged by all.
 Texts of messages and docstrings are left alone.
 
-    python check/mutate_py.py [--sample N]
+    python check/mutate_py.py [--sample N] [files]
 """
 
 import argparse
@@ -28,7 +28,7 @@ from mutation import KILLED, STILLBORN, SURVIVED, Mutant, survives, verdict
 from shared import copy_tree
 from tqdm import tqdm
 
-FILE = Path("rmsprop_c/optimizer.py")
+FILES = ("optimizer.py", "hyperparameters.py", "gradients.py", "model.py")
 LEAST = 90.0
 SECONDS = 120
 TESTS = ["optimizer", "errors", "options", "constraints", "schedules", "interchange", "arrays"]
@@ -127,7 +127,7 @@ def mutants(source):
 
 
 class Tracer:
-    """A plugin of pytest that notes lines of optimizer.py by test, and how long each test takes."""
+    """A plugin of pytest that notes lines of a file by test, and how long each test takes."""
 
     def __init__(self, file):
         self.file, self.now = str(file), "import"
@@ -175,9 +175,9 @@ def run_tests(tree, files, plugin):
     return pytest.main([*options, *files], plugins=[plugin])
 
 
-def trace(tree, files, output):
+def trace(tree, file, files, output):
     """Which tests run which lines: a child's work, left in a file."""
-    tracer = Tracer(tree / FILE)
+    tracer = Tracer(tree / file)
     threading.settrace(tracer.call)
     sys.settrace(tracer.call)
     code = run_tests(tree, files, tracer)
@@ -187,13 +187,13 @@ def trace(tree, files, output):
     return code == 0
 
 
-def judge(trees, source, known, job):
+def judge(trees, file, source, known, job):
     """A mutant's outcome, in a tree that no other judge uses meanwhile."""
     mutant, order = job
     with contextlib.suppress(SyntaxError):
-        compile(mutant.apply(source), str(FILE), "exec")
+        compile(mutant.apply(source), str(file), "exec")
         tree = trees[multiprocessing.current_process()._identity[0] - 1]
-        (tree / FILE).write_text(mutant.apply(source))
+        (tree / file).write_text(mutant.apply(source))
         files = sorted({name.split("::")[0] for name in order})
         if not order:
             return mutant, SURVIVED
@@ -202,14 +202,13 @@ def judge(trees, source, known, job):
     return mutant, STILLBORN
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sample", type=int, help="so many of them, always the same")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+def check(name, sample):
+    """Judge the mutants of a file; the exit status of the check."""
+    file = Path("rmsprop_c", name)
+    with tempfile.TemporaryDirectory() as folder:
         trees = []
         for i in range(os.cpu_count()):
-            own = Path(name, str(i))
+            own = Path(folder, str(i))
             own.mkdir()
             trees.append(copy_tree(own))
             from rmsprop_c import _core  # the compiled part stays as it is
@@ -219,18 +218,18 @@ def main():
             )
         for module in [module for module in sys.modules if module.startswith("rmsprop_c")]:
             del sys.modules[module]
-        source = (trees[0] / FILE).read_text()
+        source = (trees[0] / file).read_text()
         files = [f"tests/test_{test}.py" for test in TESTS]
-        files = [file for file in files if (trees[0] / file).exists()] + [str(FILE)]
-        output = Path(name, "lines.json")
-        if not survives(functools.partial(trace, trees[0], files, output), 1800):
-            raise SystemExit("the tests of the unchanged optimizer.py fail")
+        files = [path for path in files if (trees[0] / path).exists()] + [str(file)]
+        output = Path(folder, "lines.json")
+        if not survives(functools.partial(trace, trees[0], file, files, output), 1800):
+            raise SystemExit(f"the tests of the unchanged {name} fail")
         lines, seconds = json.loads(output.read_text())
         at_import = set(lines.pop("import", ()))
         order = sorted(lines, key=seconds.get)
         chosen = mutants(source)
-        if arguments.sample:
-            chosen = random.Random(0).sample(chosen, arguments.sample)
+        if sample:
+            chosen = random.Random(0).sample(chosen, sample)
         reached = {test: set(found) for test, found in lines.items()}
         jobs = []
         for mutant in chosen:
@@ -238,13 +237,20 @@ def main():
             judges = [test for test in order if line in reached[test]]
             jobs.append((mutant, order if line in at_import else judges))
         outcomes = {}
-        work = functools.partial(judge, trees, source, sum(seconds.values()) * 3)
+        work = functools.partial(judge, trees, file, source, sum(seconds.values()) * 3)
         with multiprocessing.Pool(len(trees)) as pool:
             judged = pool.imap_unordered(work, jobs)
             for mutant, outcome in tqdm(judged, total=len(jobs), unit="mutant"):
                 outcomes[mutant] = outcome
-    title = "Mutants of optimizer.py"
-    return verdict(title, "optimizer.py", source, outcomes, LEAST, arguments.sample)
+    return verdict(f"Mutants of {name}", name, source, outcomes, LEAST, sample)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sample", type=int, help="so many of each, always the same")
+    parser.add_argument("files", nargs="*", default=FILES)
+    arguments = parser.parse_args()
+    return max([check(name, arguments.sample) for name in arguments.files])
 
 
 if __name__ == "__main__":

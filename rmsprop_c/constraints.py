@@ -5,12 +5,13 @@ K.epsilon(), which keeps the norms from 0, is 1e-7 in TensorFlow 1.3 and here.
 
 from __future__ import annotations  # NDArray's module takes a millisecond of the import
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import serialization
+from .model import Model, arrays_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,3 +180,60 @@ def get(identifier: Any) -> Any:
     if identifier is None or (callable(identifier) and not isinstance(identifier, Mapping)):
         return identifier
     return serialization.get(identifier, KNOWN, "constraint")
+
+
+def chosen(constraints: Any, params: Model) -> dict[Any, Any]:
+    """Constraints by index or key, checked before anything changes."""
+    if not isinstance(params, (list, tuple, dict, np.ndarray)):
+        raise TypeError(
+            f"params is of type {type(params).__name__}; pass a list or tuple of arrays, a dict of "
+            "arrays, or one array"
+        )
+    names: list[Any] = (
+        list(params) if isinstance(params, dict) else list(range(len(arrays_of(params))))
+    )
+    if constraints is None:
+        return {}
+    if isinstance(constraints, Mapping):
+        for key in constraints:
+            if key not in names:
+                raise ValueError(f"constraints has the key {key!r}, but params has {names!r}")
+        given = dict(constraints)
+    elif isinstance(constraints, (list, tuple)):
+        if len(constraints) != len(names):
+            raise ValueError(
+                f"constraints has {len(constraints)} entries, but params has {len(names)}; "
+                "pass None where there is no constraint, or a dict"
+            )
+        given = dict(zip(names, constraints, strict=True))
+    else:
+        raise TypeError(
+            f"constraints is of type {type(constraints).__name__}; pass None, a list with an "
+            "entry for each parameter, or a dict by index or key"
+        )
+    found = {}
+    for name, constraint in given.items():
+        try:
+            found[name] = get(constraint)
+        except ValueError as error:
+            raise ValueError(f"constraints[{name!r}]: {error}") from None
+    return found
+
+
+def constrain(constraint: Callable[[Any], Any], name: Any, param: NDArray[Any]) -> None:
+    """Apply a constraint to a parameter, in place."""
+    returned = constraint(param)
+    if returned is None:
+        return
+    value = np.asarray(returned)
+    if value.shape != param.shape:
+        raise ValueError(
+            f"constraints[{name!r}] returned shape {value.shape}, but its parameter has shape "
+            f"{param.shape}"
+        )
+    if not np.can_cast(value.dtype, param.dtype, "same_kind"):
+        raise TypeError(
+            f"constraints[{name!r}] returned dtype {value.dtype}, but its parameter has dtype "
+            f"{param.dtype}"
+        )
+    param[...] = value

@@ -4,19 +4,38 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 
 import contextlib
 import copyreg
-import dis
 import functools
-import itertools
-import numbers
 import os
-import sys
-import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from . import _core, arrays, constraints as constraints_module, reference, state as states
+from . import (
+    _core,
+    arrays,
+    constraints as constraints_module,
+    gradients,
+    reference,
+    state as states,
+)
+from .hyperparameters import (
+    DEFAULT,
+    KERAS,
+    LIMITS,
+    NUMBERS,
+    OPTIONS,
+    ROUNDED_TO,
+    ROWS,
+    Hyperparameter,
+    ZeroGrad,
+    check_float32,
+    checked,
+    checked_factors,
+    checked_names,
+    shown,
+)
+from .model import Model, arrays_of, like, names_of, set_back, write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,256 +44,16 @@ if TYPE_CHECKING:
 # would take longer than all the rest. None is on a step's way: a process forked while another
 # thread holds an import's lock would wait there for ever.
 
-Model = Any  # list or tuple of arrays, dict of arrays, or one array
 Own = TypeVar("Own", bound="Optimizer")
 
-
-INFINITY = float("inf")
-NONFINITE = ("propagate", "raise", "skip")
-
-
-class Hyperparameter(NamedTuple):
-    """A row of the one table of hyper-parameters."""
-
-    name: str
-    default: Any
-    kind: str  # number, optional, flag, count, or what CHOICES and OBJECTS say
-    doc: str
-    low: float = 0.0
-    high: float = INFINITY  # the smallest and the largest value allowed
-
-
-# The one table: properties, configs and defaults come from it. The rows that are numbers in C come
-# first, in the order of RMSPROP_EACH_SETTING in src/step.h. A default of None makes an argument
-# optional: for an "optional" number None and values <= 0 switch it off.
-HYPERPARAMETERS = (
-    Hyperparameter(
-        "lr", 0.001, "number", "float, or callable of the iteration: the learning rate."
-    ),
-    Hyperparameter(
-        "rho", 0.9, "number", "float: how much of the accumulator is kept at a step.", high=1.0
-    ),
-    Hyperparameter(
-        "epsilon",
-        1e-8,
-        "number",
-        "float: added to the root of the accumulator; None: Keras's 1e-7.",
-    ),
-    Hyperparameter("decay", 0.0, "number", "float: lr is divided by 1 + decay * iterations."),
-    Hyperparameter(
-        "clipnorm", None, "optional", "float or None: largest norm of all gradients together."
-    ),
-    Hyperparameter("clipvalue", None, "optional", "float or None: largest absolute gradient."),
-    Hyperparameter(
-        "parameter_clipnorm", None, "optional", "float or None: largest norm of each gradient."
-    ),
-    Hyperparameter(
-        "momentum", 0.0, "number", "float: how much of the last step is kept.", high=1.0
-    ),
-    Hyperparameter("nesterov", False, "flag", "bool: Nesterov's momentum."),
-    Hyperparameter("centered", False, "flag", "bool: divide by the deviation from the mean."),
-    Hyperparameter("epsilon_in_sqrt", False, "flag", "bool: add epsilon under the root."),
-    Hyperparameter(
-        "initial_accumulator_value",
-        0.0,
-        "number",
-        "float: where accumulators start.",
-        high=float(np.finfo(np.float32).max),
-    ),
-    Hyperparameter("lr_in_momentum", True, "flag", "bool: lr multiplies what enters the momentum."),
-    Hyperparameter("bias_correction", False, "flag", "bool: undo the accumulator's start at 0."),
-    Hyperparameter("maximize", False, "flag", "bool: go up along the gradients."),
-    Hyperparameter("weight_decay", 0.0, "number", "float: the factor of weight decay."),
-    Hyperparameter(
-        "decoupled_weight_decay", False, "flag", "bool: decay parameters, not gradients."
-    ),
-    Hyperparameter("use_ema", False, "flag", "bool: keep moving averages of the parameters."),
-    Hyperparameter(
-        "ema_momentum", 0.99, "number", "float: how much of an average is kept.", high=1.0
-    ),
-    Hyperparameter(
-        "ema_overwrite_frequency", None, "count", "int or None: averages overwrite parameters."
-    ),
-    Hyperparameter(
-        "gradient_accumulation_steps", None, "count", "int or None: calls for an update.", low=2
-    ),
-    Hyperparameter("nonfinite", "propagate", "choice", "str: what gradients not finite do."),
-    Hyperparameter("flush_subnormals", False, "flag", "bool: store subnormal state as 0."),
-    Hyperparameter("zero_grad", False, "flag", "bool: a step clears the gradients."),
-    Hyperparameter("lr_scale", None, "factors", "sequence, dict or None: factors of lr."),
-    Hyperparameter(
-        "exclude_from_weight_decay", (), "names", "tuple: indices or keys without weight decay."
-    ),
-)
-ROWS = {row.name: row for row in HYPERPARAMETERS}
-DEFAULT: dict[str, Any] = {row.name: row.default for row in HYPERPARAMETERS}
-NUMBERS = [row.name for row in HYPERPARAMETERS if row.kind not in ("factors", "names")]
 if _core.settings() != NUMBERS:
     raise ImportError("rmsprop_c._core was built from other sources than these; build it again")
-KERAS = ("lr", "rho", "decay", "epsilon")  # in every config, in Keras 2.0's order
-OPTIONS = tuple(name for name in DEFAULT if name not in KERAS)
-
-
-def checked(row: Hyperparameter, value: Any) -> float:
-    """The value as a C double (None as NaN), or an error that names the argument and the value."""
-    if value is None and row.default is None:
-        return float("nan")
-    if row.kind == "choice":
-        if not isinstance(value, str) or value not in NONFINITE:
-            raise ValueError(f"{row.name} is {value!r}; it must be one of {', '.join(NONFINITE)}")
-        return NONFINITE.index(value)
-    if row.kind == "flag":
-        if not isinstance(value, (bool, np.bool_, _ZeroGrad)):
-            raise TypeError(f"{row.name} is {value!r}; it must be True or False")
-        return float(value)
-    if row.name == "epsilon" and value is None:
-        return 1e-7  # K.epsilon(), as in Keras 2.1 to 2.3
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        text = repr(value)
-        if len(text) > 1000:  # a model, most likely
-            text = f"{text[:100]}..."
-        raise TypeError(f"{row.name} is {text}; it must be a real number")
-    if row.kind == "count":
-        if not isinstance(value, numbers.Integral):
-            raise TypeError(f"{row.name} is {value!r}; it must be an integer or None")
-        if int(value) > 2**53:
-            raise ValueError(f"{row.name} is {value!r}; it must be at most 2**53")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = INFINITY
-    if not np.isfinite(number):
-        raise ValueError(f"{row.name} is {value!r}; it must be finite")
-    low = max(row.low, 1) if row.kind == "count" else row.low
-    if row.kind != "optional" and not low <= number <= row.high:
-        bound = f"at least {low:g}" if row.high == INFINITY else f"in [{low:g}, {row.high:g}]"
-        raise ValueError(f"{row.name} is {value!r}; it must be {bound}")
-    return number
-
-
-# What float32 must not make of a value: with a rho of 1 accumulators stay, and a limit of 0 or a
-# divisor that is infinite ends training, as an infinite factor does.
-LIMITS = ("clipnorm", "clipvalue", "parameter_clipnorm")
-ROUNDED_TO = {
-    "rho": (1.0,),
-    "momentum": (1.0,),
-    "ema_momentum": (1.0,),
-    "epsilon": (0.0, INFINITY),
-    "weight_decay": (INFINITY,),
-    **dict.fromkeys(LIMITS, (0.0,)),
-}
-
-
-def end_in_float32(value: float) -> float | None:
-    """Which of 0, 1 and infinity float32 rounds another number to, if any."""
-    if 0 < value <= 2.0**-150:
-        return 0.0
-    if 1 - 2.0**-25 <= value < 1:
-        return 1.0
-    return INFINITY if value >= 2.0**128 - 2.0**103 else None
-
-
-def check_float32(values: Mapping[str, float], names: Iterable[str] = ROUNDED_TO) -> None:
-    """Raise for a value that float32 rounds to another with which training ends."""
-    unused = {
-        "ema_momentum": not values["use_ema"],
-        "weight_decay": values["decoupled_weight_decay"],  # it is lr that is multiplied by it
-    }
-    for name in names:
-        end = None if unused.get(name) else end_in_float32(values[name])
-        if end in ROUNDED_TO[name]:
-            instead = {
-                0.0: "at least 1e-45, or " + ("0 itself" if name == "epsilon" else "None"),
-                1.0: "at most 0.9999999, or 1 itself",
-                INFINITY: "at most 3.4e38",
-            }
-            raise ValueError(
-                f"{name}={values[name]!r} rounds to {end:g} in float32; use {instead[end]}"
-            )
-    if values["bias_correction"] and "epsilon" in names:
-        factor = 1 - values["rho"]  # of the first step, the least
-        factor = factor if values["epsilon_in_sqrt"] else factor**0.5
-        if end_in_float32(values["epsilon"] * factor) == 0:
-            raise ValueError(
-                f"epsilon={values['epsilon']!r} rounds to 0 in float32, multiplied by the bias "
-                "correction's factor; use a larger one, or 0 itself"
-            )
-
-
-def shown(row: Hyperparameter, number: float) -> Any:
-    """What `checked` made of a value, as it was."""
-    if number != number:
-        return None
-    if row.kind == "choice":
-        return NONFINITE[int(number)]
-    kinds: dict[str, Callable[[float], Any]] = {"flag": bool, "count": int}
-    return kinds.get(row.kind, float)(number)
-
-
-def checked_factors(value: Any) -> Any:
-    """`lr_scale` as a tuple of floats or a dict of them, or an error that names entry and value."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        entries = dict(value)
-    elif _is_sequence(value) and not isinstance(value, Set):
-        entries = dict(enumerate(value))
-    else:
-        raise TypeError(
-            f"lr_scale is {value!r}; pass a sequence with a factor for each parameter, or a dict"
-        )
-    row = ROWS["lr"]
-    factors = {
-        key: checked(row._replace(name=f"lr_scale[{key!r}]"), x) for key, x in entries.items()
-    }
-    return factors if isinstance(value, Mapping) else tuple(factors.values())
-
-
-def checked_names(value: Any) -> tuple[Any, ...]:
-    """`exclude_from_weight_decay` as a tuple, or an error."""
-    if not _is_sequence(value):
-        raise TypeError(
-            f"exclude_from_weight_decay is {value!r}; pass a sequence of indices or keys"
-        )
-    names = tuple(x.item() if isinstance(x, np.generic) else x for x in value)
-    for i, name in enumerate(names):
-        if isinstance(name, bool) or not isinstance(name, Hashable):
-            raise TypeError(
-                f"exclude_from_weight_decay[{i}] is {name!r}; it must be an index or a key"
-            )
-    return names
-
-
-def _is_sequence(value: Any) -> bool:
-    """Whether it is iterable, and neither text nor a 0-d array, which only seems so."""
-    return (
-        isinstance(value, Iterable)
-        and not isinstance(value, (str, bytes))
-        and getattr(value, "ndim", 1) > 0
-    )
-
-
-class _ZeroGrad(int):
-    """The value of zero_grad: torch's optimizers have a method of that name."""
-
-    __slots__ = ()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(
-            "zero_grad is an option, not a method: with zero_grad=True each step clears the "
-            "gradients; there is nothing to clear where they are new arrays"
-        )
-
-    def __repr__(self) -> str:
-        return repr(bool(self))
-
-    __str__ = __repr__
 
 
 def _property(index: int, row: Hyperparameter) -> property:
     def get_value(self: Optimizer) -> Any:
         value = shown(row, self._get_setting(index))
-        return _ZeroGrad(value) if row.name == "zero_grad" else value
+        return ZeroGrad(value) if row.name == "zero_grad" else value
 
     def set_value(self: Optimizer, value: Any, called: str = row.name) -> None:
         number = checked(row, value)
@@ -606,11 +385,11 @@ class Optimizer(_core.Core):
         self._suspend(True)
         try:
             saved += [array.copy() for array in arrays]
-            _write(arrays, averages)
+            write(arrays, averages)
             yield
         finally:
             self._suspend(False)
-            _set_back(names, arrays, saved)
+            set_back(names, arrays, saved)
 
     def finalize_variable_values(self, params: Model) -> None:
         """Set parameters to their moving averages for good, as in Keras 3.
@@ -621,7 +400,7 @@ class Optimizer(_core.Core):
             As for `step`. Changed in place.
         """
         _, arrays, averages = self._averages(params)
-        _write(arrays, averages)
+        write(arrays, averages)
 
     def _averages(self, params: Model) -> tuple[list[str], list[NDArray[Any]], list[NDArray[Any]]]:
         """What errors call the parameters, these, and their averages, by position."""
@@ -630,14 +409,14 @@ class Optimizer(_core.Core):
         if self._suspended:
             raise RuntimeError("the parameters are their averages already: inside averaged()")
         if isinstance(params, (list, tuple, dict, np.ndarray)):  # else build raises
-            for name, array in zip(_names(params), _arrays(params), strict=True):
+            for name, array in zip(names_of(params), arrays_of(params), strict=True):
                 if isinstance(array, np.ndarray) and not array.flags.writeable:
                     raise ValueError(f"{name} is read-only; pass a writeable array")
         self.build(params)
         keys = self._keys()
         if keys is not None:
             params = {key: params[key] for key in keys}
-        return _names(params), _arrays(params), self._views()["moving_average"]
+        return names_of(params), arrays_of(params), self._views()["moving_average"]
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, NDArray[Any]]]) -> None:
         """One step from pairs of a gradient and its parameter, as in Keras.
@@ -692,7 +471,7 @@ class Optimizer(_core.Core):
         -----
         `step` and `get_updates` clip by themselves; these gradients are for other code.
         """
-        value, grads = self._evaluate(loss, params)
+        value, grads = gradients.evaluate(loss, params)
         self.last_loss = value
         return self._clipped(grads, params)
 
@@ -735,9 +514,9 @@ class Optimizer(_core.Core):
             [] where ``nonfinite="skip"`` has left the step out.
         """
         params, constraints, loss = _update_arguments(args, kwargs)
-        chosen = _chosen_constraints(constraints, params)
+        chosen = constraints_module.chosen(constraints, params)
         if getattr(self.get_gradients, "__func__", None) is Optimizer.get_gradients:
-            value, grads = self._evaluate(loss, params)  # step clips them
+            value, grads = gradients.evaluate(loss, params)  # step clips them
         else:
             grads = self.get_gradients(loss, params)
             value = self.last_loss
@@ -756,12 +535,12 @@ class Optimizer(_core.Core):
             updates.append(np.array(self.iterations, np.int64))
         kept = self._views().values()  # none where a subclass's own step keeps its own
         names = self._keys() or (
-            params if isinstance(params, dict) else range(len(_arrays(params)))
+            params if isinstance(params, dict) else range(len(arrays_of(params)))
         )
         for i, name in enumerate(names):
             param = params if isinstance(params, np.ndarray) else params[name]
             if chosen.get(name) is not None:
-                _constrain(chosen[name], name, param)
+                constraints_module.constrain(chosen[name], name, param)
             updates += [*(arrays[i] for arrays in kept), param]
         return updates
 
@@ -1058,55 +837,6 @@ class Optimizer(_core.Core):
         super().reset()
         self.__dict__.pop("last_loss", None)
 
-    def _evaluate(self, loss: Callable[[Any], Any], params: Model) -> tuple[Any, Any]:
-        """Value and unclipped gradients of a loss of either kind."""
-        if not callable(loss):
-            raise TypeError(
-                f"loss is of type {type(loss).__name__}; pass a callable of the parameters that "
-                "returns (value, grads), or a scalar computed with autograd.numpy"
-            )
-        _check_model(params)
-        known = _known_kind(loss)
-        if not (_seems_scalar(loss) if known is None else known):
-            result = loss(params)
-            if _is_pair(result):
-                _remember(loss, False)
-                return result[0], result[1]
-            scalar = isinstance(result, numbers.Real) or getattr(result, "shape", None) == ()
-            if not scalar:
-                raise TypeError(
-                    f"loss returned {type(result).__name__}; it must return (value, grads) or a "
-                    "scalar"
-                )
-        try:
-            from autograd import value_and_grad
-        except ImportError:
-            raise ImportError(
-                "loss returned a scalar, and differentiating it needs autograd: "
-                "pip install 'rmsprop_c[autograd]', or return (value, grads)"
-            ) from None
-
-        def traced(params: Model) -> Any:
-            result = loss(params)
-            if _is_pair(result):
-                raise _PairError
-            return result
-
-        try:
-            value, grads = value_and_grad(traced)(params)
-        except Exception as error:
-            if known and not isinstance(error, _PairError):
-                raise
-            result = loss(params)  # it was taken for one of autograd's and may be none
-            if not _is_pair(result):
-                raise error from None
-            _remember(loss, False)
-            return result[0], result[1]
-        _remember(loss, True)
-        # A float64 scalar in the loss promotes gradients of float32 parameters.
-        pairs = zip(_arrays(params), _arrays(grads), strict=True)
-        return value, _like(params, [np.asarray(g).astype(p.dtype, copy=False) for p, g in pairs])
-
     def _clipped(self, grads: Any, params: Model) -> Any:
         """Gradients as `step` clips them, in new arrays; as they are where clipping is off."""
         limits = {name: getattr(self, name) for name in LIMITS}
@@ -1119,202 +849,12 @@ class Optimizer(_core.Core):
         checked_params, checked_grads = arrays.gradients(params, grads)
         if any(p.dtype.char == "f" for p in checked_params):
             self._check_float32(LIMITS)
-        return _like(params, reference.clip(checked_grads, **limits))
-
-
-def _arrays(model: Model) -> list[Any]:
-    """The arrays of a model, in its order."""
-    if isinstance(model, (np.ndarray, np.generic)):
-        return [model]
-    return list(model.values()) if isinstance(model, dict) else list(model)
-
-
-def _names(model: Model) -> list[str]:
-    """What errors call the arrays of a model, in its order."""
-    if isinstance(model, np.ndarray):
-        return ["params"]
-    return [f"params[{key!r}]" for key in (model if isinstance(model, dict) else range(len(model)))]
-
-
-def _write(arrays: list[NDArray[Any]], values: list[NDArray[Any]]) -> None:
-    for array, value in zip(arrays, values, strict=True):
-        array[...] = value
-
-
-def _set_back(names: list[str], arrays: list[NDArray[Any]], saved: list[NDArray[Any]]) -> None:
-    """Give each parameter its value back; raise for those that can't be written any more."""
-    lost = []
-    for name, array, value in zip(
-        names, arrays, saved, strict=False
-    ):  # none, if not all were saved
-        try:
-            array[...] = value
-        except (ValueError, TypeError) as error:
-            lost.append(f"{name} ({error})")
-    if lost:
-        raise ValueError(
-            f"{', '.join(lost)} can't be set back and still holds its average; all others are as "
-            "they were before averaged()"
-        )
-
-
-def _like(model: Model, arrays: list[Any]) -> Any:
-    """Arrays in the form of a model."""
-    if isinstance(model, np.ndarray):
-        return arrays[0]
-    return dict(zip(model, arrays, strict=True)) if isinstance(model, dict) else arrays
-
-
-def _chosen_constraints(constraints: Any, params: Model) -> dict[Any, Any]:
-    """Constraints by index or key, checked before anything changes."""
-    if not isinstance(params, (list, tuple, dict, np.ndarray)):
-        raise TypeError(
-            f"params is of type {type(params).__name__}; pass a list or tuple of arrays, a dict of "
-            "arrays, or one array"
-        )
-    names: list[Any] = (
-        list(params) if isinstance(params, dict) else list(range(len(_arrays(params))))
-    )
-    if constraints is None:
-        return {}
-    if isinstance(constraints, Mapping):
-        for key in constraints:
-            if key not in names:
-                raise ValueError(f"constraints has the key {key!r}, but params has {names!r}")
-        chosen = dict(constraints)
-    elif isinstance(constraints, (list, tuple)):
-        if len(constraints) != len(names):
-            raise ValueError(
-                f"constraints has {len(constraints)} entries, but params has {len(names)}; "
-                "pass None where there is no constraint, or a dict"
-            )
-        chosen = dict(zip(names, constraints, strict=True))
-    else:
-        raise TypeError(
-            f"constraints is of type {type(constraints).__name__}; pass None, a list with an "
-            "entry for each parameter, or a dict by index or key"
-        )
-    found = {}
-    for name, constraint in chosen.items():
-        try:
-            found[name] = constraints_module.get(constraint)
-        except ValueError as error:
-            raise ValueError(f"constraints[{name!r}]: {error}") from None
-    return found
+        return like(params, reference.clip(checked_grads, **limits))
 
 
 for _index, _name in enumerate(NUMBERS):
     if _name != "lr":
         setattr(Optimizer, _name, _property(_index, ROWS[_name]))
-
-
-class _PairError(Exception):
-    """A loss that was thought to return a scalar returns (value, grads)."""
-
-
-# Which losses return a scalar, by their code: a lambda or a partial is a new object at each step.
-_scalar_losses: dict[tuple[Any, ...], bool] = {}
-
-
-def _is_pair(result: Any) -> bool:
-    return isinstance(result, tuple) and len(result) == 2
-
-
-def _function(loss: Any) -> Any:
-    """The function of Python that a callable runs, or None."""
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    if not isinstance(loss, (types.FunctionType, types.MethodType)):
-        loss = getattr(type(loss), "__call__", None)  # noqa: B004  # the function itself
-    loss = getattr(loss, "__func__", loss)
-    return loss if isinstance(loss, types.FunctionType) else None
-
-
-def _held(loss: Any, function: types.FunctionType) -> list[Any]:
-    """What a callable's closure, its object and its partial arguments hold."""
-    found = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            found.append(cell.cell_contents)
-    found += getattr(getattr(loss, "__self__", loss), "__dict__", {}).values()
-    while isinstance(loss, functools.partial):
-        found += [*loss.args, *loss.keywords.values()]
-        loss = loss.func
-    return found
-
-
-def _codes(loss: Any) -> tuple[Any, ...]:
-    """The code that a callable runs, and that of the functions it holds, as wrappers do."""
-    function = _function(loss)
-    if function is None:
-        return ()
-    inner = [_function(x) for x in _held(loss, function) if callable(x)]
-    return (function.__code__, *(x.__code__ for x in inner if x is not None))
-
-
-def _remember(loss: Any, scalar: bool) -> None:
-    if len(_scalar_losses) > 1000:  # a program that makes code all the time
-        _scalar_losses.clear()
-    if codes := _codes(loss):
-        _scalar_losses[codes] = scalar
-
-
-def _known_kind(loss: Any) -> bool | None:
-    """Whether this code returned a scalar before; None if it has not been seen."""
-    return _scalar_losses.get(_codes(loss))
-
-
-def _seems_scalar(loss: Any) -> bool:
-    """Whether a loss that has not been seen is one for autograd, as far as its code tells.
-
-    A loss may draw random numbers, so it should be called once, and under autograd only if autograd
-    is to differentiate it. Where this is wrong it is called twice, the first time.
-    """
-    function = _function(loss)
-    if function is None or "autograd.numpy" not in sys.modules:  # then none is written with it
-        return False
-    codes = list(dis.get_instructions(function.__code__))
-    for made, returned in itertools.pairwise(codes):
-        if (made.opname, made.arg) == ("BUILD_TUPLE", 2) and returned.opname == "RETURN_VALUE":
-            return False
-    return _names_autograd(loss)
-
-
-def _names_autograd(loss: Any) -> bool:
-    """Whether a callable, or one that it names or holds, uses autograd.numpy; none differentiates.
-
-    Some hundred functions are looked at, no more.
-    """
-    waiting, seen, found = [loss], set[int](), False
-    while waiting and len(seen) < 200:
-        loss = waiting.pop(0)
-        function = _function(loss)
-        if function is None or id(function) in seen:
-            continue
-        seen.add(id(function))
-        for value in _named(loss, function):
-            where = getattr(value, "__module__", None)
-            if isinstance(value, types.ModuleType):
-                where = value.__name__
-            if isinstance(where, str) and where.split(".")[0] == "autograd":
-                if not where.startswith("autograd.numpy"):  # value_and_grad, grad
-                    return False
-                found = True
-            elif callable(value):
-                waiting.append(value)
-    return found
-
-
-def _named(loss: Any, function: types.FunctionType) -> list[Any]:
-    """What the code of a callable names, and what the callable holds."""
-    names: set[str] = set()
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
-    named = [function.__globals__[name] for name in names & set(function.__globals__)]
-    return named + _held(loss, function)
 
 
 def _update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -1340,32 +880,3 @@ def _update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
                 f"get_updates misses {name}: pass (params, constraints, loss) or (loss, params)"
             )
     return given["params"], given.get("constraints"), given["loss"]
-
-
-def _check_model(params: Model) -> None:
-    """An error by name if an entry is no array, before it ends in one of NumPy's."""
-    if isinstance(params, (list, tuple, dict)):
-        for name, array in params.items() if isinstance(params, dict) else enumerate(params):
-            if not isinstance(array, np.ndarray):
-                raise TypeError(
-                    f"params[{name!r}] is of type {type(array).__name__}, not a NumPy array"
-                )
-
-
-def _constrain(constraint: Callable[[Any], Any], name: Any, param: NDArray[Any]) -> None:
-    """Apply a constraint to a parameter, in place."""
-    returned = constraint(param)
-    if returned is None:
-        return
-    value = np.asarray(returned)
-    if value.shape != param.shape:
-        raise ValueError(
-            f"constraints[{name!r}] returned shape {value.shape}, but its parameter has shape "
-            f"{param.shape}"
-        )
-    if not np.can_cast(value.dtype, param.dtype, "same_kind"):
-        raise TypeError(
-            f"constraints[{name!r}] returned dtype {value.dtype}, but its parameter has dtype "
-            f"{param.dtype}"
-        )
-    param[...] = value

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import serialization
-from .optimizer import DEFAULT, Optimizer
+from .hyperparameters import DEFAULT
+from .optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing import Self

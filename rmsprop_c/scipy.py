@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import check_real
-from .optimizer import DEFAULT
+from .hyperparameters import DEFAULT
 from .rmsprop import RMSprop
 from .schedules import ExponentialDecay
 

@@ -34,7 +34,7 @@ except ImportError as error:
         "rmsprop_c.sklearn needs scikit-learn 1.3 or newer: pip install 'rmsprop_c[sklearn]'"
     ) from error
 
-from .optimizer import DEFAULT, ROWS, checked
+from .hyperparameters import DEFAULT, ROWS, checked
 from .rmsprop import RMSprop
 
 __all__ = ["MLPClassifier", "MLPRegressor"]

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import rmsprop_c
 from rmsprop_c import RMSprop, reference, schedules, set_num_threads
-from rmsprop_c.optimizer import DEFAULT
+from rmsprop_c.hyperparameters import DEFAULT
 
 SHAPES = ((2500,), (3, 7), (), (16,), (0, 4))
 KEYS = ("W", "b", "s", "v", "none")

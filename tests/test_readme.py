@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 import rmsprop_c
 from rmsprop_c import RMSprop, _core, presets
-from rmsprop_c.optimizer import OPTIONS
+from rmsprop_c.hyperparameters import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -30,9 +30,9 @@ enum {
 /* Dimensions of an array: NPY_MAXDIMS of NumPy 2. */
 #define RMSPROP_MOST_DIMENSIONS 64
 
-/* The hyper-parameters that are numbers, in the order of the table in optimizer.py, which compares
- * their names when it is imported. Flags are 0 or 1, None is NaN, and nonfinite is 0 to propagate,
- * 1 to raise and 2 to skip. */
+/* The hyper-parameters that are numbers, in the order of the table in hyperparameters.py;
+ * optimizer.py compares their names when it is imported. Flags are 0 or 1, None is NaN, and
+ * nonfinite is 0 to propagate, 1 to raise and 2 to skip. */
 #define RMSPROP_EACH_SETTING(DO)                                                                   \
     DO(lr)                                                                                         \
     DO(rho)                                                                                        \
