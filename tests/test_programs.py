@@ -16,7 +16,7 @@ from autograd import value_and_grad
 from common import assert_same_bits
 
 import rmsprop_c
-from rmsprop_c import Optimizer, RMSprop, get, optimizer, reference, schedules
+from rmsprop_c import Optimizer, RMSprop, get, gradients, reference, schedules
 from rmsprop_c.presets import PRESETS
 
 # Bound steps and copies
@@ -599,7 +599,7 @@ def test_an_error_of_a_scalar_loss_is_its_own():
 
 def test_a_loss_that_names_much_costs_no_search_at_each_step(monkeypatch):
     looked = []
-    monkeypatch.setattr(optimizer, "_names_autograd", lambda loss: looked.append(loss) or False)
+    monkeypatch.setattr(gradients, "_names_autograd", lambda loss: looked.append(loss) or False)
     opt, w = RMSprop(), np.ones(3)
     for _ in range(5):
         opt.get_updates([w], None, lambda params: [1.0, [np.ones(3)]].__class__ and pair(params))
