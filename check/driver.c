@@ -5,7 +5,7 @@
  * is a race.
  *
  *     driver          all of it
- *     driver bits     the bits of some of it, in portable kernels, for mutants of step.c
+ *     driver bits     the bits of some of it, in portable kernels, for mutants
  *     driver race     a deliberate race, which a sanitizer must find
  */
 #include <pthread.h>
@@ -40,7 +40,7 @@ static void *run_member(void *pointer)
     return NULL;
 }
 
-/* In place of the one in threads.c: see the linker's option --wrap in driver.py. */
+/* In place of the one in threads.c: see WRAPPED in driver.py. */
 void __wrap_rmsprop_threads_share(int shares, void (*work)(const void *, int),
                                   const void *argument);
 void __wrap_rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument)
@@ -381,6 +381,213 @@ static int threads(void)
     return !available + impossible + !run + (calls != 1) + (rmsprop_threads_clock() < before);
 }
 
+/* What team.c asks of threads.c and step.c, played, to see what it decides: --wrap sends its calls
+ * here. */
+static struct {
+    int on, openmp, limit, forked;
+    int most;  /* threads that can live at once */
+    int asked; /* how often that was asked */
+    int in_team;
+    double now, pace[2]; /* seconds of a step alone, and in a team */
+    char made[1 << 18];  /* what was done: alone or in a team */
+    int count;
+} played;
+
+int __real_rmsprop_threads_openmp(void);
+int __wrap_rmsprop_threads_openmp(void);
+int __wrap_rmsprop_threads_openmp(void)
+{
+    return played.on ? played.openmp : __real_rmsprop_threads_openmp();
+}
+
+int __real_rmsprop_threads_limit(void);
+int __wrap_rmsprop_threads_limit(void);
+int __wrap_rmsprop_threads_limit(void)
+{
+    return played.on ? played.limit : __real_rmsprop_threads_limit();
+}
+
+int __real_rmsprop_threads_forked(void);
+int __wrap_rmsprop_threads_forked(void);
+int __wrap_rmsprop_threads_forked(void)
+{
+    return played.on ? played.forked : __real_rmsprop_threads_forked();
+}
+
+int __real_rmsprop_threads_available(int count);
+int __wrap_rmsprop_threads_available(int count);
+int __wrap_rmsprop_threads_available(int count)
+{
+    played.asked++;
+    return played.on ? count <= played.most : __real_rmsprop_threads_available(count);
+}
+
+double __real_rmsprop_threads_clock(void);
+double __wrap_rmsprop_threads_clock(void);
+double __wrap_rmsprop_threads_clock(void)
+{
+    return played.on ? played.now : __real_rmsprop_threads_clock();
+}
+
+int __real_rmsprop_threads_run(void (*function)(void *), void *argument);
+int __wrap_rmsprop_threads_run(void (*function)(void *), void *argument);
+int __wrap_rmsprop_threads_run(void (*function)(void *), void *argument)
+{
+    if (!played.on) {
+        return __real_rmsprop_threads_run(function, argument);
+    }
+    if (played.most < 2) {
+        return 0;
+    }
+    played.in_team = 1;
+    function(argument);
+    played.in_team = 0;
+    return 1;
+}
+
+void __real_rmsprop_perform(void *job);
+void __wrap_rmsprop_perform(void *job);
+void __wrap_rmsprop_perform(void *job)
+{
+    const int team = played.in_team;
+    if (!played.on) {
+        __real_rmsprop_perform(job);
+        return;
+    }
+    played.made[played.count++] = "at"[team];
+    if ((((rmsprop_job *)job)->shares > 1) != team) {
+        played.made[played.count - 1] = '?';
+    }
+    played.now += played.pace[team];
+}
+
+/* How many threads a step gets. */
+static int sizes(void)
+{
+    static const struct {
+        int requested, processors, openmp, limit, forked, most;
+        int64_t elements;
+        int expected, one_shot, asked;
+    } cases[] = {
+        {0, 8, 1, 8, 0, 8, (1 << 22) - 1, 1, 1, 0},    {0, 8, 1, 8, 0, 8, 1 << 22, 2, 1, 1},
+        {0, 8, 1, 8, 0, 8, 5 << 21, 5, 1, 1},          {0, 8, 1, 8, 0, 8, (6 << 21) - 1, 5, 1, 0},
+        {0, 8, 1, 3, 0, 8, 100 << 21, 3, 1, 0},        {0, 2, 1, 8, 0, 8, 100 << 21, 2, 1, 0},
+        {0, 8, 1, 8, 0, 8, 100 << 21, 8, 1, 1},        {0, 8, 0, 8, 0, 8, 100 << 21, 1, 1, 0},
+        {0, 1, 1, 8, 0, 8, 100 << 21, 1, 1, 0},        {4, 8, 1, 8, 0, 8, (1 << 15) - 1, 1, 0, 0},
+        {4, 1, 1, 1, 0, 8, 1 << 15, 4, 0, 0},          {4, 8, 1, 8, 1, 8, (1 << 22) - 1, 1, 1, 0},
+        {4, 8, 1, 8, 1, 8, 1 << 22, 4, 1, 0},          {1, 8, 1, 8, 0, 8, 1 << 22, 1, 0, 0},
+        {1024, 8, 1, 8, 0, 2000, 1 << 22, 1024, 0, 1}, {1025, 8, 1, 8, 0, 2000, 1 << 22, 1, 0, 0},
+    };
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int one_shot = -1;
+        played.openmp = cases[i].openmp;
+        played.limit = cases[i].limit;
+        played.forked = cases[i].forked;
+        played.most = cases[i].most;
+        played.asked = 0;
+        rmsprop_team_policy.requested = cases[i].requested;
+        rmsprop_team_policy.processors = cases[i].processors;
+        const int found = rmsprop_team_size(cases[i].elements, &one_shot);
+        if (found != cases[i].expected || one_shot != cases[i].one_shot ||
+            played.asked != cases[i].asked) {
+            fprintf(stderr, "case %zu: %d threads, one-shot %d, asked %d\n", i, found, one_shot,
+                    played.asked);
+            wrong++;
+        }
+    }
+    return wrong;
+}
+
+/* What was refused once is not asked again, and smaller teams are. */
+static int refusals(void)
+{
+    static const int asked[][3] = {/* threads, expected, asked */
+                                   {1023, 1023, 0},
+                                   {1024, 1024, 0}};
+    int one_shot, wrong = 0;
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        rmsprop_team_policy.requested = asked[i][0];
+        played.asked = 0;
+        wrong += rmsprop_team_size(1 << 22, &one_shot) != asked[i][1];
+        wrong += played.asked != asked[i][2];
+    }
+    return wrong;
+}
+
+/* Which of `steps` long steps are made in a team, where a step alone and in one take so long; from
+ * step `change` on the latter takes another time. The places of those that differ from the step
+ * before are compared. */
+static int trials_of(double alone, double team, int change, double then, int most, int steps,
+                     const int *expected)
+{
+    rmsprop_trials trials = {0};
+    int wrong = 0;
+    rmsprop_team_begin(&trials);
+    played.count = 0;
+    played.most = most;
+    played.pace[0] = alone;
+    for (int i = 0; i < steps; i++) {
+        rmsprop_job job = {.shares = 2, .one_shot = 1, .elements = 1 << 22};
+        played.pace[1] = change > 0 && i >= change ? then : team;
+        rmsprop_team_perform(&trials, &job);
+    }
+    for (int i = 1; i < played.count; i++) {
+        if (played.made[i] != played.made[i - 1] && *expected++ != i) {
+            fprintf(stderr, "a change at step %d\n", i);
+            wrong++;
+        }
+    }
+    return wrong + (*expected != 0) + (played.count != steps) + (played.made[0] != 'a');
+}
+
+static int choices(void)
+{
+    /* The first four alternate; a trial that loses comes again after twice as many steps. */
+    static const int faster[] = {1, 2, 3, 36, 37, 100, 101, 228, 229, 0};
+    static const int slower[] = {1, 2, 3, 4, 36, 37, 100, 101, 228, 229, 0};
+    /* By less than 5 % is not enough, but a trial that wins comes again soon. */
+    static const int little[] = {1, 2, 3, 4, 36, 37, 68, 69, 100, 101, 0};
+    /* A team that has become slow is left after two steps, and tried after a while. */
+    static const int changed[] = {1, 2, 3, 36, 37, 42, 100, 101, 0};
+    static const int never[] = {0};
+    int wrong = trials_of(1, 0.5, 0, 0, 2, 240, faster) + trials_of(0.5, 1, 0, 0, 2, 240, slower);
+    wrong += trials_of(1, 0.96, 0, 0, 2, 110, little);
+    wrong += trials_of(1, 0.5, 40, 2, 2, 110, changed) + trials_of(1, 0.5, 0, 0, 1, 240, never);
+    /* The gap ends at 65,536. */
+    rmsprop_trials trials = {.steps = 10, .next_trial = 10, .gap = 1 << 15, .pace = {1, 2}};
+    for (int i = 0; i < 2; i++) {
+        rmsprop_job job = {.shares = 2, .one_shot = 1, .elements = 1};
+        trials.steps = trials.next_trial;
+        played.count = 0;
+        played.most = 2;
+        played.pace[0] = 1;
+        played.pace[1] = 2;
+        rmsprop_team_perform(&trials, &job);
+        wrong += trials.gap != 1 << 16 || played.made[0] != 't';
+    }
+    /* One thread, or a persistent team, is no choice. */
+    for (int one_shot = 0; one_shot < 2; one_shot++) {
+        rmsprop_job job = {.shares = 1, .one_shot = one_shot, .elements = 1};
+        played.count = 0;
+        rmsprop_team_perform(&trials, &job);
+        wrong += played.count != 1 || played.made[0] != 'a';
+    }
+    return wrong;
+}
+
+/* What team.c decides. */
+static int team(void)
+{
+    const rmsprop_policy before = rmsprop_team_policy;
+    played.on = 1;
+    const int wrong = sizes() + refusals() + choices();
+    played.on = 0;
+    rmsprop_team_policy = before;
+    printf("%d wrong decisions about teams\n", wrong);
+    return wrong;
+}
+
 static int shared;
 
 static void *race(void *argument)
@@ -400,8 +607,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && strcmp(argv[1], "bits") == 0) {
-        return kernels(1) != 0;
+        return team() + kernels(1) != 0;
     }
     rmsprop_threads_init();
-    return threads() + kernels(0) + forks() != 0;
+    return threads() + team() + kernels(0) + forks() != 0;
 }

@@ -23,6 +23,8 @@ COMMON = ["-std=gnu11", "-g", *EXACT, f"-I{PACKAGE}"]
 VALGRIND = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--trace-children=no"]
 TSAN = {"TSAN_OPTIONS": "exitcode=66:die_after_fork=0:report_thread_leaks=0"}
 
+# Functions whose calls the driver gets, to play what they tell.
+WRAPPED = ["available", "clock", "forked", "limit", "openmp", "run"]
 BITS = re.compile("all of them: ([0-9a-f]{16})")
 SEEN = {}  # those of the first way
 
@@ -45,6 +47,12 @@ WAYS = {
 }
 
 
+def wrapped(*more):
+    """The linker's options for WRAPPED and more of threads.c."""
+    names = [f"threads_{name}" for name in (*WRAPPED, *more)]
+    return [f"-Wl,--wrap=rmsprop_{name}" for name in (*names, "perform")]
+
+
 def attempt(name, folder):
     """What came of a way: None if it passed, else ("skipped" or "failed", why)."""
     compiler, flags, runner, variables, finds_races = WAYS[name]
@@ -53,8 +61,7 @@ def attempt(name, folder):
             return "skipped", f"{needed} is not installed"
     program = folder / name.split()[0]
     command = [*compiler, *COMMON, *flags, *SOURCES, "-o", program, "-lm", "-lpthread"]
-    if "-fopenmp" not in flags:
-        command.append("-Wl,--wrap=rmsprop_threads_share")
+    command += wrapped(*[] if "-fopenmp" in flags else ["share"])
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
         missing = name != "plain" and ("cannot find" in built.stderr or "omp" in built.stderr)

@@ -1,9 +1,10 @@
-"""Mutants of the step in C, judged by the bits that driver.c finds with the portable kernels.
+"""Mutants of the step and of the policy of threads in C, judged by what driver.c prints.
 
-Each is built with AddressSanitizer and UndefinedBehaviorSanitizer, so that reading or writing too
-far kills as well.
+Those are the bits that it finds with the portable kernels, and whether the policy decides as its
+tables say. Each is built with AddressSanitizer and UndefinedBehaviorSanitizer, so that reading or
+writing too far kills as well.
 
-    python check/mutate_step.py [--sample N]
+    python check/mutate_step.py [--sample N] [files]
 """
 
 import argparse
@@ -16,38 +17,36 @@ import sys
 import tempfile
 from pathlib import Path
 
+from driver import wrapped
 from mutate_c import LEAST, mutants
 from mutation import KILLED, STILLBORN, SURVIVED, verdict
 from shared import CC, EXACT, ROOT, run
 from tqdm import tqdm
 
 PACKAGE = ROOT / "rmsprop_c"
-STEP = PACKAGE / "src/step.c"
-OTHERS = [PACKAGE / f"src/{name}.c" for name in ("kernels", "team", "threads")]
-OTHERS.append(ROOT / "check/driver.c")
+FILES = ("src/step.c", "src/team.c")
 FLAGS = ["-std=gnu11", "-O1", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 COMMAND = [*CC, *FLAGS, *EXACT, f"-I{PACKAGE}", f"-I{PACKAGE}/src"]
-SECONDS = 30  # a healthy one takes one or two
+SECONDS = 60  # a healthy one takes two or three
 
 
-def compiled(folder):
+def compiled(folder, changing):
     """What does not change."""
-    objects = [Path(folder, path.stem + ".o") for path in OTHERS]
-    for path, made in zip(OTHERS, objects, strict=True):
-        run([*COMMAND, "-c", path, "-o", made])
+    objects = []
+    for path in [ROOT / "check/driver.c", *sorted(PACKAGE.glob("src/*.c"))]:
+        if path != changing:
+            objects.append(Path(folder, path.stem + ".o"))
+            run([*COMMAND, "-c", path, "-o", objects[-1]])
     return objects
 
 
 def judge(objects, source, expected, mutant):
     """The outcome of a mutant; None is the source as it is."""
     with tempfile.TemporaryDirectory() as folder:
-        text = source if mutant is None else mutant.apply(source)
-        Path(folder, "step.c").write_text(text)
-        program = Path(folder, "driver")
-        link = [*objects, "-o", program, "-lm", "-lpthread", "-Wl,--wrap=rmsprop_threads_share"]
-        built = subprocess.run(
-            [*COMMAND, Path(folder, "step.c"), *link], capture_output=True, check=False
-        )
+        changed, program = Path(folder, "changed.c"), Path(folder, "driver")
+        changed.write_text(source if mutant is None else mutant.apply(source))
+        link = [*objects, "-o", program, "-lm", "-lpthread", *wrapped("share")]
+        built = subprocess.run([*COMMAND, changed, *link], capture_output=True, check=False)
         if built.returncode:
             return mutant, STILLBORN
         try:
@@ -62,28 +61,32 @@ def judge(objects, source, expected, mutant):
         return mutant, SURVIVED if same else KILLED
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sample", type=int, help="so many of them, always the same")
-    arguments = parser.parse_args()
-    source = STEP.read_text()
+def check(name, sample):
+    """Judge the mutants of a file; the exit status of the check."""
+    source = (PACKAGE / name).read_text()
     chosen = mutants(source)
-    if arguments.sample:
-        chosen = random.Random(0).sample(chosen, arguments.sample)
+    if sample:
+        chosen = random.Random(0).sample(chosen, sample)
     outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
-        objects = compiled(folder)
+        objects = compiled(folder, PACKAGE / name)
         expected, unchanged = judge(objects, source, None, None)
         if unchanged != SURVIVED:
-            raise SystemExit(f"the unchanged step was {unchanged}")
+            raise SystemExit(f"the unchanged {name} was {unchanged}")
         work = functools.partial(judge, objects, source, expected)
         with multiprocessing.Pool(os.cpu_count()) as pool:
             judged = pool.imap_unordered(work, chosen)
             for mutant, outcome in tqdm(judged, total=len(chosen), unit="mutant"):
                 outcomes[mutant] = outcome
-    return verdict(
-        "Mutants of the step in C", "src/step.c", source, outcomes, LEAST, arguments.sample
-    )
+    return verdict(f"Mutants of {name}", name, source, outcomes, LEAST, sample)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sample", type=int, help="so many of each, always the same")
+    parser.add_argument("files", nargs="*", default=FILES)
+    arguments = parser.parse_args()
+    return max([check(name, arguments.sample) for name in arguments.files])
 
 
 if __name__ == "__main__":
