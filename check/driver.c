@@ -388,7 +388,7 @@ static struct {
     int most;  /* threads that can live at once */
     int asked; /* how often that was asked */
     int in_team;
-    double now, pace[2]; /* seconds of a step alone, and in a team */
+    double now, pace[2]; /* seconds per element alone, and in a team */
     char made[1 << 18];  /* what was done: alone or in a team */
     int count;
 } played;
@@ -455,10 +455,10 @@ void __wrap_rmsprop_perform(void *job)
         return;
     }
     played.made[played.count++] = "at"[team];
-    if ((((rmsprop_job *)job)->shares > 1) != team) {
+    if (((rmsprop_job *)job)->shares != 1 + team) {
         played.made[played.count - 1] = '?';
     }
-    played.now += played.pace[team];
+    played.now += played.pace[team] * (double)((rmsprop_job *)job)->elements;
 }
 
 /* How many threads a step gets. */
@@ -469,14 +469,14 @@ static int sizes(void)
         int64_t elements;
         int expected, one_shot, asked;
     } cases[] = {
-        {0, 8, 1, 8, 0, 8, (1 << 22) - 1, 1, 1, 0},    {0, 8, 1, 8, 0, 8, 1 << 22, 2, 1, 1},
-        {0, 8, 1, 8, 0, 8, 5 << 21, 5, 1, 1},          {0, 8, 1, 8, 0, 8, (6 << 21) - 1, 5, 1, 0},
-        {0, 8, 1, 3, 0, 8, 100 << 21, 3, 1, 0},        {0, 2, 1, 8, 0, 8, 100 << 21, 2, 1, 0},
-        {0, 8, 1, 8, 0, 8, 100 << 21, 8, 1, 1},        {0, 8, 0, 8, 0, 8, 100 << 21, 1, 1, 0},
-        {0, 1, 1, 8, 0, 8, 100 << 21, 1, 1, 0},        {4, 8, 1, 8, 0, 8, (1 << 15) - 1, 1, 0, 0},
-        {4, 1, 1, 1, 0, 8, 1 << 15, 4, 0, 0},          {4, 8, 1, 8, 1, 8, (1 << 22) - 1, 1, 1, 0},
-        {4, 8, 1, 8, 1, 8, 1 << 22, 4, 1, 0},          {1, 8, 1, 8, 0, 8, 1 << 22, 1, 0, 0},
-        {1024, 8, 1, 8, 0, 2000, 1 << 22, 1024, 0, 1}, {1025, 8, 1, 8, 0, 2000, 1 << 22, 1, 0, 0},
+        {0, 8, 1, 8, 0, 8, (1 << 22) - 1, 1, 1, 0}, {0, 8, 1, 8, 0, 8, 1 << 22, 2, 1, 1},
+        {0, 8, 1, 8, 0, 8, 5 << 21, 5, 1, 1},       {0, 8, 1, 8, 0, 8, (6 << 21) - 1, 5, 1, 0},
+        {0, 8, 1, 3, 0, 8, 100 << 21, 3, 1, 0},     {0, 2, 1, 8, 0, 8, 100 << 21, 2, 1, 0},
+        {0, 8, 1, 8, 0, 8, 100 << 21, 8, 1, 1},     {0, 8, 0, 8, 0, 8, 100 << 21, 1, 1, 0},
+        {0, 1, 1, 8, 0, 8, 100 << 21, 1, 1, 0},     {4, 8, 1, 8, 0, 8, (1 << 15) - 1, 1, 0, 0},
+        {4, 1, 1, 1, 0, 8, 1 << 15, 4, 0, 0},       {4, 8, 1, 8, 1, 8, (1 << 22) - 1, 1, 1, 0},
+        {4, 8, 1, 8, 1, 8, 1 << 22, 4, 1, 0},       {1, 8, 1, 8, 0, 8, 1 << 22, 1, 0, 0},
+        {1025, 8, 1, 8, 0, 2000, 1 << 22, 1, 0, 0},
     };
     int wrong = 0;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -503,11 +503,12 @@ static int sizes(void)
 static int refusals(void)
 {
     static const int asked[][3] = {/* threads, expected, asked */
-                                   {1023, 1023, 0},
-                                   {1024, 1024, 0}};
+                                   {30, 1, 1}, {40, 1, 0},  {25, 1, 1},
+                                   {26, 1, 0}, {20, 20, 1}, {19, 19, 0}};
     int one_shot, wrong = 0;
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
         rmsprop_team_policy.requested = asked[i][0];
+        played.most = 20;
         played.asked = 0;
         wrong += rmsprop_team_size(1 << 22, &one_shot) != asked[i][1];
         wrong += played.asked != asked[i][2];
@@ -524,11 +525,12 @@ static int trials_of(double alone, double team, int change, double then, int mos
     rmsprop_trials trials = {0};
     int wrong = 0;
     rmsprop_team_begin(&trials);
+    played.now = 0; /* so that what follows is exact */
     played.count = 0;
     played.most = most;
     played.pace[0] = alone;
     for (int i = 0; i < steps; i++) {
-        rmsprop_job job = {.shares = 2, .one_shot = 1, .elements = 1 << 22};
+        rmsprop_job job = {.shares = 2, .one_shot = 1, .elements = 1 << (22 + i % 2)};
         played.pace[1] = change > 0 && i >= change ? then : team;
         rmsprop_team_perform(&trials, &job);
     }
@@ -552,7 +554,8 @@ static int choices(void)
     static const int changed[] = {1, 2, 3, 36, 37, 42, 100, 101, 0};
     static const int never[] = {0};
     int wrong = trials_of(1, 0.5, 0, 0, 2, 240, faster) + trials_of(0.5, 1, 0, 0, 2, 240, slower);
-    wrong += trials_of(1, 0.96, 0, 0, 2, 110, little);
+    wrong += trials_of(1, 0.96, 0, 0, 2, 110, little) + trials_of(20, 19, 0, 0, 2, 110, little);
+    wrong += trials_of(1, 1, 0, 0, 2, 240, slower);
     wrong += trials_of(1, 0.5, 40, 2, 2, 110, changed) + trials_of(1, 0.5, 0, 0, 1, 240, never);
     /* The gap ends at 65,536. */
     rmsprop_trials trials = {.steps = 10, .next_trial = 10, .gap = 1 << 15, .pace = {1, 2}};
@@ -581,7 +584,8 @@ static int team(void)
 {
     const rmsprop_policy before = rmsprop_team_policy;
     played.on = 1;
-    const int wrong = sizes() + refusals() + choices();
+    const int wrong =
+        (before.requested != 0) + (before.processors != 1) + sizes() + refusals() + choices();
     played.on = 0;
     rmsprop_team_policy = before;
     printf("%d wrong decisions about teams\n", wrong);
