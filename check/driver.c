@@ -101,7 +101,8 @@ struct model {
     rmsprop_tensor *tensors; /* and their shapes: allocated, so that reading on is seen */
     char *grads[TENSORS], *landing, *grad_landing;
     void *allocated[TENSORS * (3 + RMSPROP_SLOTS) + 3];
-    int count;
+    int count; /* of what is allocated */
+    int size;  /* tensors */
 };
 
 /* Off any boundary, and ending where the allocation ends. */
@@ -115,12 +116,12 @@ static char *buffer(struct model *model, size_t size)
     return start + 24;
 }
 
-static void make(struct model *model)
+static void make(struct model *model, int count)
 {
     memset(model, 0, sizeof *model);
-    model->tensors = calloc(TENSORS, sizeof *model->tensors);
+    model->tensors = calloc((size_t)count, sizeof *model->tensors);
     model->allocated[model->count++] = model->tensors;
-    for (int i = 0; i < TENSORS; i++) {
+    for (int i = 0; i < count; i++) {
         rmsprop_tensor *t = &model->tensors[i];
         t->size = shapes[i][0] * shapes[i][1] * shapes[i][2];
         t->shape = memcpy(malloc(sizeof shapes[i]), shapes[i], sizeof shapes[i]);
@@ -153,6 +154,7 @@ struct options {
     int each;
     int nonfinite; /* the gradient before this one has a NaN in the third call, and settings ask */
     int huge;      /* squares of gradients overflow unless they are clipped */
+    int alone;     /* the model is its first tensor */
 };
 
 static void line_up(struct model *model, rmsprop_job *job, const struct options *options, int call)
@@ -171,9 +173,9 @@ static void line_up(struct model *model, rmsprop_job *job, const struct options 
     }
     job->nonfinite = 0;
     rmsprop_line_up_anew(job);
-    for (int i = 0; i < TENSORS; i++) {
+    for (int i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &model->tensors[i];
-        t->grad = i == call ? NULL : model->grads[i];
+        t->grad = i == call && job->count > 1 ? NULL : model->grads[i];
         t->landing = t->grad_landing = NULL;
         rmsprop_line_up(t, job);
         if (i == STAGED && (t->active || (job->passes & RMSPROP_OVERWRITE))) {
@@ -191,7 +193,7 @@ static void line_up(struct model *model, rmsprop_job *job, const struct options 
 static uint64_t hash_of(const struct model *model)
 {
     uint64_t hash = 1469598103934665603u;
-    for (int i = 0; i < TENSORS; i++) {
+    for (int i = 0; i < model->size; i++) {
         const rmsprop_tensor *t = &model->tensors[i];
         const size_t size = (size_t)(t->size * t->itemsize);
         hash = mix(mix(hash, t->param, size), model->grads[i], size);
@@ -213,9 +215,10 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
     rmsprop_trials trials = {0};
     rmsprop_job job = {.kernels = kernels, .variant = variant, .shares = shares};
     uint64_t hash = 0;
-    make(&model);
+    make(&model, options->alone ? 1 : TENSORS);
+    model.size = options->alone ? 1 : TENSORS;
     job.tensors = model.tensors;
-    job.count = TENSORS;
+    job.count = options->alone ? 1 : TENSORS;
     job.transposed = 1;
     job.each = options->each || options->clip == 2 || (options->passes & RMSPROP_DECAY);
     job.settings = (rmsprop_settings){.lr = 0.01,
@@ -235,7 +238,7 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
     rmsprop_team_begin(&trials);
     for (int call = 0; call < STEPS; call++) {
         const int bad = call == 2 ? options->nonfinite : 0;
-        for (int i = 0; i < TENSORS; i++) {
+        for (int i = 0; i < model.size; i++) {
             fill(model.grads[i], model.tensors[i].size, wide[i], 0, (uint64_t)(call * 7 + i));
         }
         if (bad) { /* a NaN */
@@ -255,7 +258,7 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
             job.panels = malloc((size_t)shares * RMSPROP_PANEL * sizeof(double));
         }
         rmsprop_team_perform(&trials, &job);
-        for (int i = 0; i < TENSORS; i++) {
+        for (int i = 0; i < model.size; i++) {
             if (model.tensors[i].nonfinite != (i == bad - 1) || job.nonfinite != (bad > 0)) {
                 fprintf(stderr, "a NaN was %s\n", bad ? "missed" : "invented");
                 exit(1);
@@ -279,16 +282,18 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
 static int kernels(int few)
 {
     static const struct options all[] = {
-        {0, 0, 0, 0, 0, 0},
-        {0, 0, 1, 0, 2, 0},
-        {0, 0, 2, 0, 1, 1},
-        {RMSPROP_DECAY | RMSPROP_FLUSH, 0, 2, 1, 0, 0},
-        {RMSPROP_DECAY_GRAD | RMSPROP_AVERAGE | RMSPROP_OVERWRITE, 0, 0, 1, 1, 0},
-        {RMSPROP_DECAY_GRAD | RMSPROP_FLUSH | RMSPROP_ZERO_GRAD, 1, 1, 0, 0, 0},
-        {RMSPROP_AVERAGE | RMSPROP_ZERO_GRAD, 1, 2, 1, 2, 0},
-        {RMSPROP_AVERAGE, 1, 0, 0, 0, 0},
-        {0, 0, 0, 0, 0, 1},
-        {0, 1, 0, 0, 0, 1},
+        {0, 0, 0, 0, 0, 0, 0},
+        {0, 0, 1, 0, 2, 0, 0},
+        {0, 0, 2, 0, 1, 1, 0},
+        {RMSPROP_DECAY | RMSPROP_FLUSH, 0, 2, 1, 0, 0, 0},
+        {RMSPROP_DECAY_GRAD | RMSPROP_AVERAGE | RMSPROP_OVERWRITE, 0, 0, 1, 1, 0, 0},
+        {RMSPROP_DECAY_GRAD | RMSPROP_FLUSH | RMSPROP_ZERO_GRAD, 1, 1, 0, 0, 0, 0},
+        {RMSPROP_AVERAGE | RMSPROP_ZERO_GRAD, 1, 2, 1, 2, 0, 0},
+        {RMSPROP_AVERAGE, 1, 0, 0, 0, 0, 0},
+        {0, 0, 0, 0, 0, 1, 0},
+        {0, 1, 0, 0, 0, 1, 0},
+        {RMSPROP_AVERAGE | RMSPROP_OVERWRITE, 0, 1, 1, 0, 0, 1},
+        {0, 1, 2, 0, 1, 0, 1},
     };
     int done = 0, wrong = 0;
     uint64_t bits = 0;
