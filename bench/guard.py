@@ -3,8 +3,7 @@
 Each cell is a ratio of times within one process: ours to the machine's limit (the slower of memory
 traffic and divider), or ours to NumPy's update. guard.json holds the committed ratios, by
 processor, since they differ (200x1000: 1.60 on Zen 3, 1.09 on Sapphire Rapids). A processor that
-is not there gets the largest. Zen 1 and Zen 3 are both called "AMD EPYC": their cell of 10x100 is
-that of Zen 1, where NumPy is faster (0.015; Zen 3 has 0.011). A cell fails
+is not there gets the largest. A cell fails
 if its ratio is more than a third above the committed one in each of five attempts: noise seldom
 repeats, a slower package does.
 
