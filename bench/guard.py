@@ -2,8 +2,10 @@
 
 Each cell is a ratio of times within one process: ours to the machine's limit (the slower of memory
 traffic and divider), or ours to NumPy's update. guard.json holds the committed ratios, by
-processor, since they differ (200x1000: 1.60 on Zen 3, 1.09 on Sapphire Rapids). A processor that
-is not there gets the largest. A cell fails
+processor, since they differ (200x1000: 1.60 on Zen 3, 1.09 on Sapphire Rapids). A name may be that
+of several generations (Zen 3 and Zen 4 are "AMD EPYC" to a guest): --record adds family and model,
+and what is recorded with them goes before the name alone. A processor that is not there gets the
+largest. A cell fails
 if its ratio is more than a third above the committed one in each of five attempts: noise seldom
 repeats, a slower package does.
 
@@ -27,6 +29,7 @@ from rmsprop_c import _core, set_num_threads
 COMMITTED = Path(__file__).resolve().parent / "guard.json"
 SLOWER = 4 / 3
 ATTEMPTS = 5
+FIELDS = {"family": "cpu family", "model": "model"}  # and what Linux calls them
 CELLS = {  # model, dtype, options, what ours is compared with
     "784-512-10 float32 / limit": (MLP, "float32", {}, "limit"),
     "784-512-10 float64 / limit": (MLP, "float64", {}, "limit"),
@@ -47,6 +50,19 @@ CELLS = {  # model, dtype, options, what ours is compared with
     "1x10 float32 / NumPy": ([(10,)], "float32", {}, "numpy"),
     "10x100 float32 / NumPy": ([(100,)] * 10, "float32", {}, "numpy"),
 }
+
+
+def generation():
+    """The processor's name with its family and model, where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return processor()
+    fields = dict(
+        reversed([[x.strip() for x in line.split(":", 1)] for line in lines if ":" in line])
+    )
+    known = [f"{x} {fields[key]}" for x, key in FIELDS.items() if key in fields]
+    return ", ".join([processor(), *known])
 
 
 def measure(name, limit):
@@ -80,7 +96,7 @@ def main():
     limit = Limit({"avx2": 32, "avx512": 64}.get(_core.chosen_isa(), 16))
     by_processor = json.loads(COMMITTED.read_text())
     largest = {name: max(ratios[name] for ratios in by_processor.values()) for name in CELLS}
-    committed = by_processor.get(processor(), largest)
+    committed = by_processor.get(generation(), by_processor.get(processor(), largest))
     found, failed = {}, []
     for name in tqdm(CELLS, unit="cell"):
         attempts = []
@@ -96,7 +112,7 @@ def main():
         verdict = "" if record else f"  committed {committed[name]:.3f}"
         print(f"{name:42} {ratio:.3f}{verdict}{'  A THIRD SLOWER' if name in failed else ''}")
     if record:
-        by_processor[processor()] = {name: round(ratio, 3) for name, ratio in found.items()}
+        by_processor[generation()] = {name: round(ratio, 3) for name, ratio in found.items()}
         COMMITTED.write_text(json.dumps(by_processor, indent=1) + "\n")
     return 1 if failed else 0
 
