@@ -12,8 +12,6 @@ import ctypes
 import functools
 import itertools
 import mmap
-import multiprocessing
-import os
 import random
 import re
 import subprocess
@@ -22,9 +20,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from mutation import KILLED, STILLBORN, SURVIVED, Mutant, survives, verdict
+from mutation import KILLED, STILLBORN, SURVIVED, Mutant, judge_all, survives, verdict
 from shared import CC, EXACT, ROOT
-from tqdm import tqdm
 
 from rmsprop_c import reference
 
@@ -427,15 +424,11 @@ def main():
     if arguments.sample:
         chosen = random.Random(0).sample(chosen, arguments.sample)
     cases()
-    outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
         if (unchanged := judge(folder, source, None)[1]) != SURVIVED:
             raise SystemExit(f"the unchanged header was {unchanged}")
         work = functools.partial(judge, folder, source)
-        with multiprocessing.Pool(os.cpu_count()) as pool:
-            judged = pool.imap_unordered(work, chosen)
-            for mutant, outcome in tqdm(judged, total=len(chosen), unit="mutant"):
-                outcomes[mutant] = outcome
+        outcomes = judge_all(work, chosen)
     return verdict(
         "Mutants of the C template", "include/rmsprop.h", source, outcomes, LEAST, arguments.sample
     )

@@ -24,9 +24,8 @@ from pathlib import Path
 import hypothesis  # noqa: F401, so that no judge has to import what all need
 import numpy  # noqa: F401
 import pytest
-from mutation import KILLED, STILLBORN, SURVIVED, Mutant, survives, verdict
+from mutation import KILLED, STILLBORN, SURVIVED, Mutant, judge_all, survives, verdict
 from shared import copy_tree
-from tqdm import tqdm
 
 FILES = ("optimizer.py", "hyperparameters.py", "gradients.py", "model.py")
 LEAST = 90.0
@@ -236,12 +235,8 @@ def check(name, sample):
             line = mutant.line(source)
             judges = [test for test in order if line in reached[test]]
             jobs.append((mutant, order if line in at_import else judges))
-        outcomes = {}
         work = functools.partial(judge, trees, file, source, sum(seconds.values()) * 3)
-        with multiprocessing.Pool(len(trees)) as pool:
-            judged = pool.imap_unordered(work, jobs)
-            for mutant, outcome in tqdm(judged, total=len(jobs), unit="mutant"):
-                outcomes[mutant] = outcome
+        outcomes = judge_all(work, jobs, len(trees))
     return verdict(f"Mutants of {name}", name, source, outcomes, LEAST, sample)
 
 

@@ -9,8 +9,6 @@ writing too far kills as well.
 
 import argparse
 import functools
-import multiprocessing
-import os
 import random
 import subprocess
 import sys
@@ -19,9 +17,8 @@ from pathlib import Path
 
 from driver import wrapped
 from mutate_c import LEAST, mutants
-from mutation import KILLED, STILLBORN, SURVIVED, verdict
+from mutation import KILLED, STILLBORN, SURVIVED, judge_all, verdict
 from shared import CC, EXACT, ROOT, run
-from tqdm import tqdm
 
 PACKAGE = ROOT / "rmsprop_c"
 FILES = ("src/step.c", "src/team.c")
@@ -67,17 +64,13 @@ def check(name, sample):
     chosen = mutants(source)
     if sample:
         chosen = random.Random(0).sample(chosen, sample)
-    outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
         objects = compiled(folder, PACKAGE / name)
         expected, unchanged = judge(objects, source, None, None)
         if unchanged != SURVIVED:
             raise SystemExit(f"the unchanged {name} was {unchanged}")
         work = functools.partial(judge, objects, source, expected)
-        with multiprocessing.Pool(os.cpu_count()) as pool:
-            judged = pool.imap_unordered(work, chosen)
-            for mutant, outcome in tqdm(judged, total=len(chosen), unit="mutant"):
-                outcomes[mutant] = outcome
+        outcomes = judge_all(work, chosen)
     return verdict(f"Mutants of {name}", name, source, outcomes, LEAST, sample)
 
 

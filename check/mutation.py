@@ -1,12 +1,14 @@
 """Changes of one place of a source text, and their judgement in processes of their own."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import time
 from typing import NamedTuple
 
 from shared import record, unexplained
+from tqdm import tqdm
 
 KILLED, SURVIVED, STILLBORN = "killed", "survived", "stillborn"
 
@@ -57,6 +59,13 @@ def survives(function, seconds):
             kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def judge_all(work, jobs, processes=None):
+    """{mutant: outcome} of all jobs, of which ``work(job)`` gives one each."""
+    with multiprocessing.Pool(processes) as pool:
+        judged = pool.imap_unordered(work, jobs)
+        return dict(tqdm(judged, total=len(jobs), unit="mutant"))
 
 
 def verdict(title, file, source, outcomes, least, partly):
