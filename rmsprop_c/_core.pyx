@@ -100,16 +100,12 @@ cdef extern from *:
         uint64_t byte_offset
 
 cdef extern from "rmsprop.h" nogil:
-    const size_t RMSPROP_BLOCK
-    const int RMSPROP_VARIANTS
     const int RMSPROP_ADD, RMSPROP_DECAY, RMSPROP_DECAY_GRAD, RMSPROP_UPDATE, RMSPROP_FLUSH
     const int RMSPROP_AVERAGE, RMSPROP_OVERWRITE, RMSPROP_ZERO_GRAD
     ctypedef void (*rmsprop_kernel_f32)(float*, const float*, float*, float*, float*, size_t,
                                         const rmsprop_scalars*) noexcept nogil
     ctypedef void (*rmsprop_kernel_f64)(double*, const double*, double*, double*, double*, size_t,
                                         const rmsprop_scalars*) noexcept nogil
-    size_t rmsprop_block_count(size_t n)
-    void RMSPROP_PREFETCH(const void* address, size_t ahead)
 
 cdef extern from "src/kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
