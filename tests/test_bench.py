@@ -87,6 +87,18 @@ def test_the_guard_has_a_committed_ratio_for_each_cell():
         assert set(ratios) == set(CELLS)
 
 
+def test_the_guard_tells_processors_of_one_name_apart(monkeypatch):
+    """Zen 3 and Zen 4 are both "AMD EPYC" to a guest."""
+    import guard
+
+    told = "model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n"
+    found = set()
+    for model in (1, 17):
+        monkeypatch.setattr(guard.Path, "read_text", lambda self, model=model: told.format(model))
+        found.add(guard.generation())
+    assert found == {"AMD EPYC, family 25, model 1", "AMD EPYC, family 25, model 17"}
+
+
 def test_the_comparison_installs_what_was_named():
     from install import PINS, needed
 
