@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
-SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rmsprop_c/src/*.[ch] \
-	rmsprop_c/include/*.h)
+SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rmsprop_c/binding/*.pxi \
+	rmsprop_c/src/*.[ch] rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
 OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 pytest pytest-timeout threadpoolctl tqdm

@@ -93,6 +93,7 @@ setup(
             include_dirs=[numpy.get_include(), "rmsprop_c", "rmsprop_c/include"],
             depends=[
                 "rmsprop_c/include/rmsprop.h",
+                *glob("rmsprop_c/binding/*.pxi"),
                 *glob("rmsprop_c/src/*.h"),
             ],
             define_macros=[

@@ -9,6 +9,7 @@
  *     driver race     a deliberate race, which a sanitizer must find
  */
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,25 +158,44 @@ struct options {
     int alone;     /* the model is its first tensor */
 };
 
-static void line_up(struct model *model, rmsprop_job *job, const struct options *options, int call)
+/* The settings of a variant and of what is on beside it. */
+static rmsprop_settings settings_of(int variant, const struct options *options)
 {
-    job->passes = options->passes;
-    job->summing = options->summing;
-    job->calls = options->summing ? call % 2 + 1 : 1;
-    job->updates = !options->summing || call % 2;
-    if (job->summing) {
-        job->passes |= RMSPROP_ADD;
-    }
-    if (job->updates) {
-        job->passes |= RMSPROP_UPDATE;
-    } else {
-        job->passes &= RMSPROP_ADD | RMSPROP_AVERAGE | RMSPROP_ZERO_GRAD;
-    }
-    job->nonfinite = 0;
+    const double off = variant % 2 ? 0.0 : NAN;
+    return (rmsprop_settings){
+        .lr = 0.01,
+        .rho = 0.9,
+        .epsilon = 1e-8,
+        .decay = 0.1,
+        .clipnorm = options->clip == 1 ? 1.0 : off,
+        .clipvalue = options->huge || variant % 2 ? off : 0.5,
+        .parameter_clipnorm = options->clip == 2 ? 1.0 : off,
+        .momentum = variant % 6 >= 2 ? 0.9 : 0.0,
+        .nesterov = variant % 6 >= 4,
+        .centered = variant >= 6,
+        .epsilon_in_sqrt = variant % 2,
+        .lr_in_momentum = variant < 6,
+        .bias_correction = variant % 2,
+        .maximize = variant % 3 == 0,
+        .weight_decay = options->passes & (RMSPROP_DECAY | RMSPROP_DECAY_GRAD) ? 0.01 : 0.0,
+        .decoupled_weight_decay = options->passes & RMSPROP_DECAY,
+        .use_ema = (options->passes & RMSPROP_AVERAGE) != 0,
+        .ema_momentum = 0.99,
+        .ema_overwrite_frequency = options->passes & RMSPROP_OVERWRITE ? 2 : NAN,
+        .gradient_accumulation_steps = options->summing ? 2 : NAN,
+        .nonfinite = options->nonfinite ? 2 : 0,
+        .flush_subnormals = (options->passes & RMSPROP_FLUSH) != 0,
+        .zero_grad = (options->passes & RMSPROP_ZERO_GRAD) != 0,
+    };
+}
+
+static void line_up(struct model *model, rmsprop_job *job, int call)
+{
     rmsprop_line_up_anew(job);
     for (int i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &model->tensors[i];
-        t->grad = i == call && job->count > 1 ? NULL : model->grads[i];
+        t->has_grad = !(i == call && job->count > 1);
+        t->grad = model->grads[i];
         t->landing = t->grad_landing = NULL;
         rmsprop_line_up(t, job);
         if (i == STAGED && (t->active || (job->passes & RMSPROP_OVERWRITE))) {
@@ -183,7 +203,7 @@ static void line_up(struct model *model, rmsprop_job *job, const struct options 
             t->landing_strides = gaps;
             t->landing_swapped = call % 2;
         }
-        if (i == STAGED && t->grad != NULL && (job->passes & RMSPROP_ZERO_GRAD)) {
+        if (i == STAGED && t->has_grad && (job->passes & RMSPROP_ZERO_GRAD)) {
             t->grad_landing = model->grad_landing;
             t->grad_strides = gaps;
         }
@@ -211,30 +231,15 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
                       int shares)
 {
     struct model model;
-    const double off = variant % 2 ? 0.0 : NAN;
+    const rmsprop_settings settings = settings_of(variant, options);
     rmsprop_trials trials = {0};
-    rmsprop_job job = {.kernels = kernels, .variant = variant, .shares = shares};
+    rmsprop_job job = {.kernels = kernels, .shares = shares};
     uint64_t hash = 0;
     make(&model, options->alone ? 1 : TENSORS);
     model.size = options->alone ? 1 : TENSORS;
     job.tensors = model.tensors;
     job.count = options->alone ? 1 : TENSORS;
     job.transposed = 1;
-    job.each = options->each || options->clip == 2 || (options->passes & RMSPROP_DECAY);
-    job.settings = (rmsprop_settings){.lr = 0.01,
-                                      .rho = 0.9,
-                                      .epsilon = 1e-8,
-                                      .decay = 0.1,
-                                      .clipnorm = options->clip == 1 ? 1.0 : off,
-                                      .clipvalue = options->huge || variant % 2 ? off : 0.5,
-                                      .parameter_clipnorm = options->clip == 2 ? 1.0 : off,
-                                      .momentum = 0.9,
-                                      .lr_in_momentum = variant < 6,
-                                      .bias_correction = variant % 2,
-                                      .maximize = variant % 3 == 0,
-                                      .weight_decay = 0.01,
-                                      .ema_momentum = 0.99,
-                                      .nonfinite = options->nonfinite ? 2 : 0};
     rmsprop_team_begin(&trials);
     for (int call = 0; call < STEPS; call++) {
         const int bad = call == 2 ? options->nonfinite : 0;
@@ -249,9 +254,10 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
         if (options->huge) {
             ((float *)model.grads[0])[7] = 1e30f;
         }
-        job.iterations = options->summing ? call / 2 : call;
-        line_up(&model, &job, options, call);
-        job.block_sums = NULL;
+        rmsprop_begin(&job, &settings, rmsprop_slots_needed(&settings),
+                      options->summing ? call / 2 : call, options->summing ? call % 2 + 1 : 1,
+                      options->each);
+        line_up(&model, &job, call);
         job.panels = NULL;
         if (job.updates && options->clip) {
             job.block_sums = malloc(job.blocks * sizeof(double));
@@ -272,6 +278,7 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
         free(job.block_sums);
         free(job.panels);
         hash = mix(hash, &(uint64_t){hash_of(&model)}, sizeof hash);
+        hash = mix(hash, &job.needed, sizeof job.needed);
     }
     while (model.count > 0) {
         free(model.allocated[--model.count]);
@@ -309,7 +316,7 @@ static int kernels(int few)
                     const uint64_t found = steps(table, variant, &all[j], shares);
                     expected = done++ && expected ? expected : found;
                     if (found != expected) {
-                        fprintf(stderr, "%s variant %d options %zu shares %d\n", table->name,
+                        fprintf(stderr, "%s variant %d options %zu shares %d\n", table->isa,
                                 variant, j, shares);
                         wrong++;
                     }
@@ -597,6 +604,49 @@ static int team(void)
     return wrong;
 }
 
+/* What float32 holds of settings, and what it may not. */
+static int fits(void)
+{
+    static const struct {
+        size_t place;
+        double fits, does_not;
+    } cases[] = {
+        {offsetof(rmsprop_settings, rho), 1 - 0x1p-24, 1 - 0x1p-25},
+        {offsetof(rmsprop_settings, rho), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, momentum), 1 - 0x1p-24, 1 - 0x1p-25},
+        {offsetof(rmsprop_settings, momentum), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, ema_momentum), 1 - 0x1p-24, 1 - 0x1p-25},
+        {offsetof(rmsprop_settings, ema_momentum), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, epsilon), 0x1p-149, 0x1p-150},
+        {offsetof(rmsprop_settings, epsilon), 0, 0x1p-1000},
+        {offsetof(rmsprop_settings, epsilon), 0x1p126, 0x1p127},
+        {offsetof(rmsprop_settings, weight_decay), 0x1p126, 0x1p127},
+        {offsetof(rmsprop_settings, clipnorm), 0x1p-149, 0x1p-150},
+        {offsetof(rmsprop_settings, clipnorm), 0, 0x1p-1000},
+        {offsetof(rmsprop_settings, clipvalue), 0x1p-149, 0x1p-150},
+        {offsetof(rmsprop_settings, clipvalue), NAN, 0x1p-1000},
+        {offsetof(rmsprop_settings, parameter_clipnorm), 0x1p-149, 0x1p-150},
+        {offsetof(rmsprop_settings, parameter_clipnorm), -1, 0x1p-1000},
+    };
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rmsprop_settings settings = {.rho = 0.9, .epsilon = 1e-8, .clipnorm = NAN};
+        double *value = (double *)(void *)((char *)&settings + cases[i].place);
+        *value = cases[i].fits;
+        wrong += !rmsprop_fit_float32(&settings);
+        *value = cases[i].does_not;
+        wrong += rmsprop_fit_float32(&settings);
+    }
+    rmsprop_settings corrected = {.rho = 0.9, .epsilon = 0x1p-124, .bias_correction = 1};
+    wrong += !rmsprop_fit_float32(&corrected);
+    corrected.epsilon = 0x1p-125;
+    wrong += rmsprop_fit_float32(&corrected);
+    corrected.bias_correction = 0;
+    wrong += !rmsprop_fit_float32(&corrected);
+    printf("%d wrong answers about float32\n", wrong);
+    return wrong;
+}
+
 static int shared;
 
 static void *race(void *argument)
@@ -616,8 +666,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && strcmp(argv[1], "bits") == 0) {
-        return team() + kernels(1) != 0;
+        return team() + fits() + kernels(1) != 0;
     }
     rmsprop_threads_init();
-    return threads() + team() + kernels(0) + forks() != 0;
+    return threads() + team() + fits() + kernels(0) + forks() != 0;
 }

@@ -1,9 +1,9 @@
-"""Lines and branches of the C core and of _core.pyx that the suite reaches.
+"""Lines and branches of the C core and of the binding that the suite reaches.
 
-gcov's own counts, also for the pyx: Cython writes into the C file which line of the pyx each part
-comes from, so that code without the GIL and in threads is counted like any other, which Cython's
-line tracing can't do. A branch of the pyx is one of its own decisions (if, while, and, or); those
-that only ask whether a call has raised are left out. What stays uncovered needs a reason in
+gcov's own counts, also for the binding: Cython writes into the C file which line of its own each
+part comes from, so that code without the GIL and in threads is counted like any other, which its
+line tracing can't do. A branch of the binding is one of its own decisions (if, while, and, or);
+those that only ask whether a call has raised are left out. What stays uncovered needs a reason in
 reasons.json.
 
     python check/gcov.py [arguments of pytest]
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 LEAST = 95.0
 FLAGS = ["-O0", "-g", "--coverage", "-fprofile-update=atomic", "-DCYTHON_WITHOUT_ASSERTIONS"]
-ORIGIN = re.compile(r'/\* "rmsprop_c/_core\.pyx":(\d+)$')
+ORIGIN = re.compile(r'/\* "rmsprop_c/(_core\.pyx|binding/\w+\.pxi)":(\d+)$')
 DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|break;)")
 LOOP = re.compile(r"\bfor .* in ")
 # What is Python alone, on top of the core.
@@ -74,23 +74,25 @@ def counts_of(tree):
     return found
 
 
-def core_lines(tree, counts):
-    """The counts of _core.c as counts of the pyx's lines."""
-    lines = {}
-    source = (tree / "rmsprop_c/_core.pyx").read_text().splitlines()
-    number = None
-    for i, text in enumerate((tree / "rmsprop_c/_core.c").read_text().splitlines(), 1):
+def binding_lines(tree, counts):
+    """The counts of _core.c as counts of the lines that it was made from: by file."""
+    package = tree / "rmsprop_c"
+    files = [package / "_core.pyx", *sorted(package.glob("binding/*.pxi"))]
+    sources = {str(path.relative_to(package)): path.read_text().splitlines() for path in files}
+    found = {file: {} for file in sources}
+    file = number = None
+    for i, text in enumerate((package / "_core.c").read_text().splitlines(), 1):
         if origin := ORIGIN.search(text):
-            number = int(origin[1])
+            file, number = origin[1], int(origin[2])
         elif text.startswith("}"):
             number = None
         elif number and i in counts:
             count, branches = counts[i]
-            before, decided = lines.get(number, (0, []))
-            if DECISION.match(text) and not LOOP.search(source[number - 1]):
+            before, decided = found[file].get(number, (0, []))
+            if DECISION.match(text) and not LOOP.search(sources[file][number - 1]):
                 decided = decided + branches
-            lines[number] = max(before, count), decided
-    return lines
+            found[file][number] = max(before, count), decided
+    return found
 
 
 def summary(lines):
@@ -135,18 +137,18 @@ def main():
             "src/step.c": counts["rmsprop_c/src/step.c"],
             "src/team.c": counts["rmsprop_c/src/team.c"],
             "src/threads.c": counts["rmsprop_c/src/threads.c"],
-            "_core.pyx": core_lines(tree, counts["rmsprop_c/_core.c"]),
+            **binding_lines(tree, counts["rmsprop_c/_core.c"]),
         }
         progress.update()
         if not any(count for count, _ in files["_core.pyx"].values()):
             raise SystemExit("a process was killed while it wrote its counts; run this again")
         uncovered, parts = {}, []
-        totals = {"The C core": [0] * 4, "_core.pyx": [0] * 4}
+        totals = {"the C core": [0] * 4, "the binding": [0] * 4}
         for file, lines in files.items():
             source = (ROOT / "rmsprop_c" / file).read_text().splitlines()
             lines = {i: found for i, found in lines.items() if i <= len(source)}  # without DUMP
             parts.append(f"`{file}` {shares(summary(lines))}")
-            total = totals["_core.pyx" if file == "_core.pyx" else "The C core"]
+            total = totals["the C core" if file.startswith(("src", "include")) else "the binding"]
             total[:] = [x + y for x, y in zip(total, summary(lines), strict=True)]
             open_lines = [
                 source[i - 1].strip()
@@ -156,7 +158,7 @@ def main():
             if open_lines:
                 uncovered[file] = list(dict.fromkeys(open_lines))
     low = [name for name, (a, b, c, d) in totals.items() if min(a / b, c / d) < LEAST / 100]
-    parts.insert(0, f"the C core {shares(totals['The C core'])}")
+    parts[:0] = [f"{name} {shares(total)}" for name, total in totals.items()]
     print(*parts, sep="\n")
     record(
         "Coverage by the suite",

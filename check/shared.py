@@ -103,35 +103,17 @@ def record(name, figures):
     results[name] = {"date": date.today().isoformat(), **figures}
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     if REPORT.exists():
-        REPORT.write_text(reported(REPORT.read_text(), results, json.loads(REASONS.read_text())))
+        REPORT.write_text(reported(REPORT.read_text(), results))
 
 
-def reported(text, results, why):
-    """The report with all between its markers made anew."""
+def reported(text, results):
+    """The report with the table of figures made anew."""
     rows = ["| Check | Last run | Result |", "|---|---|---|"]
     for name, figures in sorted(results.items()):
         rows.append(f"| {name} | {figures['date']} | {figures['summary']} |")
-    text = replaced(text, "figures", rows)
-    text = replaced(text, "uncovered", listed(results, "uncovered", why["uncovered"]))
-    return replaced(text, "survivors", listed(results, "survivors", why["survivors"]))
-
-
-def replaced(text, marker, lines):
-    before, start, rest = text.partition(f"<!-- {marker} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {marker} -->")
-    return before + start + "\n".join(lines) + "\n" + end + after
-
-
-def listed(results, kind, why):
-    """What stays open, file by file, with its reason."""
-    rows = []
-    for _, figures in sorted(results.items()):
-        for file, texts in sorted(figures.get(kind, {}).items()):
-            rows += ["", f"`{file}`", ""]
-            for text in texts:
-                reason = explanation(why, file, text) or "**not explained**"
-                rows.append(f"- `{text.replace('`', chr(39))}`: {reason}")
-    return [*rows, ""]
+    before, start, rest = text.partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- end of figures -->")
+    return before + start + "\n".join(rows) + "\n" + end + after
 
 
 def explanation(why, file, text):

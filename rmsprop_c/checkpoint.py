@@ -1,4 +1,4 @@
-"""Checkpoints: an optimizer's arguments and state in one ``.npz`` file.
+"""Checkpoints: the class name, the config and the state of an optimizer in one ``.npz`` file.
 
 NumPy alone reads it: ``numpy.load(path)["accumulator.0"]``. It holds no pickles; ``meta`` is JSON.
 
@@ -18,20 +18,17 @@ import stat
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import state as states
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
 
 FORMAT = 2
 LARGEST_META = 5 << 19  # bytes; parsed, the worst JSON takes 37 times as much
@@ -40,17 +37,18 @@ MOST_DEPTH = 100  # of brackets in the JSON
 FOREIGN = "it is not a file that save wrote"
 CUT = "it was cut off: it ends too early"
 PART = "its part with the arguments"  # what errors call meta
-Own = TypeVar("Own", bound="Optimizer")
+Made = TypeVar("Made")
 
 
-def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
+def save(
+    path: str | os.PathLike[str], class_name: str, config: dict[str, Any], state: states.State
+) -> None:
     """Write a checkpoint, so that whatever happens `path` is the old file or the new one.
 
     It is written beside `path` under another name, forced to the disk, and renamed. What a crash
     leaves of such a file (``.NAME.*.part``) can be deleted.
     """
-    state = optimizer._snapshot()
-    text = _meta(optimizer, state)
+    text = _meta(class_name, config, state)
     name = os.fsdecode(path)
     if name.endswith(os.sep):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
@@ -63,7 +61,7 @@ def save(optimizer: "Optimizer", path: str | os.PathLike[str]) -> None:
             if mode not in (None, stat.S_IMODE(os.fstat(file.fileno()).st_mode)):
                 os.chmod(part, mode)
             members = [_write(file, "meta", np.frombuffer(text, np.uint8))]
-            for name, arrays in state["slots"].items():
+            for name, arrays in state.slots.items():
                 members += [_write(file, f"{name}.{i}", x) for i, x in enumerate(arrays)]
             file.write(_directory(members))
             file.flush()
@@ -103,22 +101,22 @@ def _mode(target: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _meta(optimizer: "Optimizer", state: dict[str, Any]) -> bytes:
-    config = dict(optimizer.get_config())
+def _meta(class_name: str, config: dict[str, Any], state: states.State) -> bytes:
+    config = dict(config)
     scale = config.get("lr_scale")
     if isinstance(scale, dict):  # JSON would make strings of its keys
         del config["lr_scale"]
     meta = {
         "format": FORMAT,
-        "class_name": type(optimizer).__name__,
+        "class_name": class_name,
         "config": config,
         "lr_scale": list(map(list, scale.items())) if isinstance(scale, dict) else None,
-        "keys": state["keys"],
-        "slots": list(state["slots"]),
-        **{name: state[name] for name in (*states.COUNTS, "pending")},
+        "keys": state.keys,
+        "slots": list(state.slots),
+        **{name: getattr(state, name) for name in (*states.COUNTS, "pending")},
     }
     names = {
-        "the model's keys": state["keys"] or (),
+        "the model's keys": state.keys or (),
         "lr_scale's keys": scale if isinstance(scale, dict) else (),
         "exclude_from_weight_decay": config.get("exclude_from_weight_decay", ()),
     }
@@ -137,15 +135,16 @@ def _meta(optimizer: "Optimizer", state: dict[str, Any]) -> bytes:
 
 
 def load(
-    cls: type[Own],
-    path: str | os.PathLike[str],
-    custom_objects: Mapping[str, Any] | None = None,
-) -> Own:
-    """Read what `save` wrote. ValueError, with the reason, for any other file."""
+    path: str | os.PathLike[str], make: Callable[[str, dict[str, Any], states.State], Made]
+) -> Made:
+    """What `make` returns for the class name, the config and the state that `save` wrote.
+
+    ValueError, with the reason, for any other file, and for whatever `make` raises.
+    """
     name = os.fsdecode(path)
     with open(name, "rb", opener=_open) as file:
         try:
-            return _load(cls, file, custom_objects)
+            return make(*_load(file))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # from_config of any class may raise anything
@@ -160,7 +159,7 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any] | None) -> Own:
+def _load(file: BufferedReader) -> tuple[str, dict[str, Any], states.State]:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
@@ -169,8 +168,6 @@ def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any
         raise ValueError(FOREIGN)
     text = _read(file, "meta", members, min(status.st_size, LARGEST_META), (np.uint8,))
     meta = _read_meta(text.tobytes())
-    if meta["class_name"] != cls.__name__:
-        raise ValueError(f"it holds a {reprlib.repr(meta['class_name'])}, not a {cls.__name__!r}")
     slots: dict[str, list[NDArray[Any]]] = {}
     for name in meta["slots"]:
         slots[name] = []
@@ -185,9 +182,7 @@ def _load(cls: type[Own], file: BufferedReader, custom_objects: Mapping[str, Any
     found = file.read(len(expected) + 1)
     if found != expected:
         raise ValueError(CUT if expected.startswith(found) else "its directory is not that of save")
-    optimizer = cls.from_config(meta["config"], custom_objects)
-    optimizer._restore({"slots": slots} | {n: meta[n] for n in ("keys", "pending", *states.COUNTS)})
-    return optimizer
+    return meta["class_name"], meta["config"], states.from_mapping(meta | {"slots": slots})
 
 
 class Member(NamedTuple):

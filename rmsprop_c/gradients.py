@@ -13,11 +13,13 @@ import itertools
 import numbers
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from . import arrays, reference
+from .hyperparameters import LIMITS, check_float32
 from .model import Model, arrays_of, check, like
 
 
@@ -177,3 +179,43 @@ def _named(loss: Any, function: types.FunctionType) -> list[Any]:
         codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
     named = [function.__globals__[name] for name in names & set(function.__globals__)]
     return named + _held(loss, function)
+
+
+def clipped(grads: Any, params: Model, numbers: Mapping[str, float]) -> Any:
+    """Gradients as a step clips them, in new arrays; as they are where clipping is off."""
+    limits: list[Any] = [numbers[name] if numbers[name] > 0 else None for name in LIMITS]
+    if not any(limits):
+        return grads
+    if isinstance(grads, (list, tuple)) and len(grads) != len(params):
+        raise ValueError(
+            f"loss returned {len(grads)} gradients, but params has {len(params)} entries"
+        )
+    checked_params, checked_grads = arrays.gradients(params, grads)
+    if any(p.dtype.char == "f" for p in checked_params):
+        check_float32(numbers, LIMITS)
+    return like(params, reference.clip(checked_grads, *limits))
+
+
+def update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(params, constraints, loss) from the arguments of `get_updates`, in either order."""
+    later = bool(args) and callable(args[0]) and not isinstance(args[0], np.ndarray)
+    names: tuple[str, ...] = ("params", "constraints", "loss")
+    if later:
+        names = ("loss", "params", "constraints")
+    if len(args) == 2 and not later and callable(args[1]):
+        names = ("params", "loss")
+    if len(args) > len(names):
+        raise TypeError(f"get_updates takes params, constraints and loss, but got {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    for name in kwargs:
+        if name not in ("params", "constraints", "loss"):
+            raise TypeError(f"get_updates got an unexpected keyword argument {name!r}")
+        if name in given:
+            raise TypeError(f"get_updates got {name} twice")
+    given |= kwargs
+    for name in ("params", "loss"):
+        if name not in given:
+            raise TypeError(
+                f"get_updates misses {name}: pass (params, constraints, loss) or (loss, params)"
+            )
+    return given["params"], given.get("constraints"), given["loss"]

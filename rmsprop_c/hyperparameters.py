@@ -176,6 +176,25 @@ def check_float32(values: Mapping[str, float], names: Iterable[str] = ROUNDED_TO
             )
 
 
+def check_conflict(name: str, number: float, values: Mapping[str, float], scheduled: bool) -> None:
+    """Raise for a value that can't go together with the others, or with a schedule as lr."""
+    if name == "decay" and number > 0 and scheduled:
+        raise ValueError(
+            f"decay is {number!r}, but lr is a schedule, which says by itself how it decays; "
+            "use one of the two"
+        )
+    for one, other in (("clipnorm", "parameter_clipnorm"), ("parameter_clipnorm", "clipnorm")):
+        if name == one and number > 0 and values[other] > 0:
+            raise ValueError(
+                f"{one} is {number!r}, but {other} is set: gradients are clipped by the norm "
+                "of all or of each; set one of them to None"
+            )
+    if (name == "rho" and number == 1 and values["bias_correction"]) or (
+        name == "bias_correction" and number and values["rho"] == 1
+    ):
+        raise ValueError("bias_correction divides by 1 - rho**t, so rho can't be 1")
+
+
 def shown(row: Hyperparameter, number: float) -> Any:
     """What `checked` made of a value, as it was."""
     if number != number:
@@ -218,6 +237,42 @@ def checked_names(value: Any) -> tuple[Any, ...]:
                 f"exclude_from_weight_decay[{i}] is {name!r}; it must be an index or a key"
             )
     return names
+
+
+def scheduled_lr(schedule: Callable[[int], float], call: int) -> float:
+    """What the schedule says, or an error that names it and the call."""
+    value: Any = schedule(call)
+    try:
+        if hasattr(value, "__array__") and np.ndim(value) == 0:  # of any framework
+            return checked(ROWS["lr"], np.asarray(value).item())
+        return checked(ROWS["lr"], value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"lr({call}) is {value!r}; a schedule must return a finite number that is at least 0"
+        ) from None
+
+
+def by_position(
+    names: list[Any], is_list: bool, lr_scale: Any, excluded: tuple[Any, ...]
+) -> tuple[list[float], list[bool]]:
+    """The factor of lr of each parameter, and whether it takes part in weight decay."""
+    factors: dict[Any, float] = {}
+    if lr_scale is not None:
+        if isinstance(lr_scale, dict) == is_list:
+            raise TypeError(
+                f"lr_scale is a {type(lr_scale).__name__}, but the parameters have "
+                + ("no keys; pass a sequence of factors" if is_list else "keys; pass a dict")
+            )
+        if is_list and len(lr_scale) != len(names):
+            there = "is 1 parameter" if len(names) == 1 else f"are {len(names)} parameters"
+            raise ValueError(f"lr_scale has {len(lr_scale)} factors, but there {there}")
+        factors = dict(enumerate(lr_scale)) if is_list else lr_scale
+    chosen = {"lr_scale": factors, "exclude_from_weight_decay": excluded}
+    for which, entries in chosen.items():
+        for name in entries:
+            if name not in names:
+                raise ValueError(f"{which} has {name!r}, but the parameters are {names}")
+    return [factors.get(name, 1.0) for name in names], [name not in excluded for name in names]
 
 
 def _is_sequence(value: Any) -> bool:

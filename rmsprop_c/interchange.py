@@ -20,16 +20,15 @@ Examples
 import copy
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .state import LARGEST_COUNT
+from . import arrays as arrays_module, state as states
 
 Values = dict[str, list[NDArray[Any] | None]]  # None: zeros
-
-FRAMEWORKS = ("torch", "keras3", "optax")
+Read = tuple[Values, int | None, int]
 
 # The names of the slots; in Keras their order behind the iterations and the learning rate.
 TORCH = {"accumulator": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"}
@@ -87,37 +86,8 @@ def read(
         If `state` is of another form, of other options, or of another number of parameters, or
         holds more than RMSprop's: that of ``optax.MultiSteps`` in the middle of a cycle, for one.
     """
-    slots = set(slots)
-    if _known(framework) == "keras3":
-        order, start = _keras_layout(state, slots, count)
-        arrays = iter(state[start:])
-        found: Values = {slot: [_copy(next(arrays)) for _ in range(count)] for slot in order}
-        return found, *divmod(_count("state[0], the iterations,", state[0]), cycle)
-    _refuse_averages(framework, slots)
-    found = {"gradient_sum": [None] * count}
-    iterations: int | None
-    if framework == "torch":
-        entries = _torch_entries(state, _torch_indices(state, count))
-        steps = [0]
-        for i, entry in enumerate(entries):
-            where = f"state of parameter {i}"
-            if entry:
-                _check_slots(framework, where, entry, TORCH, slots)
-                if "step" not in entry:
-                    raise ValueError(f"{where} has no step, only {', '.join(map(str, entry))}")
-                steps.append(_count(f"step of the {where}", entry["step"]))
-        for slot, name in TORCH.items():
-            found[slot] = [_copy(entry[name]) if name in entry else None for entry in entries]
-        iterations = max(steps)
-    else:
-        fields = _optax_fields(state, slots)
-        for slot, name in OPTAX.items():
-            if slot in slots:
-                copies = [_copy(x) for x in _optax_arrays(name, fields[name], count, keys)]
-                found[slot] = [np.asarray(-x) if slot == "momentum" else x for x in copies]
-        counts = [fields[name] for name in UPDATES if name in fields]
-        iterations = _count("count of state", counts[0]) if counts else None
-    return {slot: arrays for slot, arrays in found.items() if slot in slots}, iterations, 0
+    own = Own(set(slots), count, cycle, keys)
+    return _known(framework).read(state, own)
 
 
 def write(
@@ -161,62 +131,234 @@ def write(
         RMSprop's; if a cycle is under way that the other framework can't continue; if it has no
         averages and this optimizer does; or if its integers can't hold the iterations.
     """
-    slots = set(values)
-    count = len(values["accumulator"])
+    own = Own(set(values), len(values["accumulator"]), cycle, keys)
+    return _known(framework).write(state, own, values, iterations, calls, leaf)
 
-    def put(name: str, value: Any, replaced: Any) -> Any:
-        replaced, value = np.asarray(replaced), np.asarray(value)
-        if replaced.shape != value.shape:
-            raise ValueError(f"{name} has shape {replaced.shape}, but here it is {value.shape}")
-        if replaced.dtype.kind in "iu" and np.any(value > np.iinfo(replaced.dtype).max):
-            raise ValueError(f"{name} is {value}, more than the {replaced.dtype} there can hold")
-        return leaf(np.array(value, replaced.dtype))
 
-    if _known(framework) == "keras3":
-        if calls >= cycle:
-            raise ValueError(
-                f"Keras can't end a cycle of {cycle} calls that has {calls} already; finish the "
-                "cycle first"
-            )
-        order, start = _keras_layout(state, slots, count)
-        arrays = [iterations * cycle + calls, *state[1:start]]
-        arrays += [array for slot in order for array in values[slot]]
-        return [put(f"state[{i}]", *pair) for i, pair in enumerate(zip(arrays, state, strict=True))]
-    if calls:
-        raise ValueError(
-            f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
-            "finish the cycle first"
-        )
-    _refuse_averages(framework, slots)
-    if framework == "torch":
-        indices = _torch_indices(state, count)
-        known = _torch_entries(state, indices)
-        for i, group in enumerate(state["param_groups"]):
-            given = ["square_avg"]
-            given += ["momentum_buffer"] if group.get("momentum", 0) > 0 else []
-            given += ["grad_avg"] if group.get("centered") else []
-            _check_slots(framework, f"state of group {i}", given, TORCH, slots)
-        entries = {}
-        for position, index in enumerate(indices):
-            mine = {TORCH[slot]: values[slot][position] for slot in TORCH if slot in slots}
-            old = known[position] or mine
-            entries[index] = {"step": put("step", iterations, old.get("step", np.float32(0)))}
-            for name, value in mine.items():
-                entries[index][name] = put(
-                    f"{name} of parameter {position}", value, old.get(name, value)
+def imported(
+    framework: str, state: Any, own: "Own", mine: states.State, lr_in_momentum: bool | None
+) -> tuple[states.State, int | None]:
+    """What our state is once it is another framework's.
+
+    Parameters
+    ----------
+    framework, state
+        As for `read`.
+    own : Own
+        Our optimizer.
+    mine : State
+        Its state, of which the accumulators say what shapes and dtypes there are.
+    lr_in_momentum : bool or None
+        Whether our momentum has the learning rate in it; None without one.
+
+    Returns
+    -------
+    state : State
+        Of our shapes and dtypes, and one that a run can reach.
+    iterations : int or None
+        What to count on from; None where that framework does not count.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `read` does, and for shapes and numbers that are not ours.
+    """
+    like = mine.slots["accumulator"]
+    _refuse_other_momentum(framework, lr_in_momentum)
+    values, iterations, calls = _known(framework).read(state, own)
+    slots: dict[str, list[NDArray[Any]]] = {x: [] for x in states.SLOTS if x in values}
+    for name, arrays in slots.items():
+        for i, (accumulator, given) in enumerate(zip(like, values[name], strict=True)):
+            if given is None:
+                array = np.zeros_like(accumulator)
+            elif given.shape != accumulator.shape:
+                raise ValueError(
+                    f"{name}[{i}] of the state has shape {given.shape}, but the optimizer was "
+                    f"built for {accumulator.shape}"
                 )
-        return {**state, "state": entries, "param_groups": copy.deepcopy(state["param_groups"])}
-    _optax_fields(state, slots)
+            else:
+                arrays_module.check_real(given, f"{name}[{i}] of the state")
+                array = given.astype(accumulator.dtype)
+            arrays.append(array)
+    # No framework says which parameters have had a gradient in the cycle: where the sum is 0, none.
+    sums = slots.get("gradient_sum", [np.zeros(0)] * own.parameters)
+    found = mine._replace(calls=calls, slots=slots, pending=[bool(x.any()) for x in sums])
+    if iterations is not None:
+        total = states.total_calls(iterations, own.cycle, calls)
+        found = found._replace(iterations=iterations, total_calls=total)
+    states.check(found)
+    return found, iterations
+
+
+def exported(
+    framework: str,
+    state: Any,
+    own: "Own",
+    mine: states.State,
+    lr_in_momentum: bool | None,
+    scheduled: bool,
+    leaf: Callable[[NDArray[Any]], Any],
+) -> Any:
+    """Our state in the form of another framework's; see `imported` and `write`.
+
+    `scheduled` says whether lr is a schedule: Keras gives it another count of calls.
+    """
+    slots: dict[str, list[NDArray[Any]]] = {}
+    for name in sorted(own.slots, key=states.SLOTS.index):
+        if name in mine.slots:
+            slots[name] = mine.slots[name]
+        elif not mine.slots:
+            raise ValueError("there is no state yet; call build(params) or step first")
+        elif name == "moving_average":
+            raise ValueError("there are no averages yet; call build(params) or step first")
+        else:  # of an option that has been set since, as the next step makes it
+            slots[name] = [np.zeros_like(x) for x in mine.slots["accumulator"]]
+    _refuse_other_momentum(framework, lr_in_momentum)
+    counted = mine.iterations * own.cycle + mine.calls
+    if framework == "keras3" and scheduled and counted != mine.total_calls:
+        raise ValueError(
+            f"lr is a schedule that has come to call {mine.total_calls}, but Keras would go on at "
+            f"call {counted}; assign iterations to agree on one"
+        )
+    return _known(framework).write(state, own, slots, mine.iterations, mine.calls, leaf)
+
+
+def _refuse_other_momentum(framework: str, lr_in_momentum: bool | None) -> None:
+    """The numbers in a momentum mean something else where the learning rate is not in it."""
+    known = _known(framework)
+    if lr_in_momentum not in (None, known.lr_in_momentum):
+        raise ValueError(
+            f"lr_in_momentum is {lr_in_momentum}, but {framework}'s momentum is "
+            f"{'with' if known.lr_in_momentum else 'without'} the learning rate"
+        )
+
+
+class Own(NamedTuple):
+    """What there is to know of our optimizer."""
+
+    slots: set[str]  # that its options ask for
+    parameters: int  # how many there are
+    cycle: int  # gradient_accumulation_steps, or 1
+    keys: Sequence[Any] | None  # of its parameters, where they are a dict
+
+
+def _read_keras(state: Any, own: Own) -> Read:
+    order, start = _keras_layout(state, own.slots, own.parameters)
+    arrays = iter(state[start:])
+    found: Values = {slot: [_copy(next(arrays)) for _ in range(own.parameters)] for slot in order}
+    return found, *divmod(_count("state[0], the iterations,", state[0]), own.cycle)
+
+
+def _read_torch(state: Any, own: Own) -> Read:
+    _refuse_averages("torch", own.slots)
+    entries = _torch_entries(state, _torch_indices(state, own.parameters))
+    steps = [0]
+    for i, entry in enumerate(entries):
+        where = f"state of parameter {i}"
+        if entry:
+            _check_slots("torch", where, entry, TORCH, own.slots)
+            if "step" not in entry:
+                raise ValueError(f"{where} has no step, only {', '.join(map(str, entry))}")
+            steps.append(_count(f"step of the {where}", entry["step"]))
+    found: Values = {"gradient_sum": [None] * own.parameters}
+    for slot, name in TORCH.items():
+        found[slot] = [_copy(entry[name]) if name in entry else None for entry in entries]
+    return {slot: found[slot] for slot in found if slot in own.slots}, max(steps), 0
+
+
+def _read_optax(state: Any, own: Own) -> Read:
+    _refuse_averages("optax", own.slots)
+    fields = _optax_fields(state, own.slots)
+    found: Values = {"gradient_sum": [None] * own.parameters} if "gradient_sum" in own.slots else {}
+    for slot, name in OPTAX.items():
+        if slot in own.slots:
+            copies = [_copy(x) for x in _optax_arrays(name, fields[name], own.parameters, own.keys)]
+            found[slot] = [np.asarray(-x) if slot == "momentum" else x for x in copies]
+    counts = [fields[name] for name in UPDATES if name in fields]
+    return found, _count("count of state", counts[0]) if counts else None, 0
+
+
+def _put(name: str, value: Any, replaced: Any, leaf: Callable[[NDArray[Any]], Any]) -> Any:
+    """A number or an array in the place and the dtype of another."""
+    replaced, value = np.asarray(replaced), np.asarray(value)
+    if replaced.shape != value.shape:
+        raise ValueError(f"{name} has shape {replaced.shape}, but here it is {value.shape}")
+    if replaced.dtype.kind in "iu" and np.any(value > np.iinfo(replaced.dtype).max):
+        raise ValueError(f"{name} is {value}, more than the {replaced.dtype} there can hold")
+    return leaf(np.array(value, replaced.dtype))
+
+
+def _write_keras(
+    state: Any,
+    own: Own,
+    values: Mapping[str, Sequence[Any]],
+    iterations: int,
+    calls: int,
+    leaf: Callable[[NDArray[Any]], Any],
+) -> Any:
+    if calls >= own.cycle:
+        raise ValueError(
+            f"Keras can't end a cycle of {own.cycle} calls that has {calls} already; finish the "
+            "cycle first"
+        )
+    order, start = _keras_layout(state, own.slots, own.parameters)
+    arrays = [iterations * own.cycle + calls, *state[1:start]]
+    arrays += [array for slot in order for array in values[slot]]
+    pairs = enumerate(zip(arrays, state, strict=True))
+    return [_put(f"state[{i}]", new, old, leaf) for i, (new, old) in pairs]
+
+
+def _write_torch(
+    state: Any,
+    own: Own,
+    values: Mapping[str, Sequence[Any]],
+    iterations: int,
+    calls: int,
+    leaf: Callable[[NDArray[Any]], Any],
+) -> Any:
+    _refuse_cycle("torch", own.cycle, calls)
+    _refuse_averages("torch", own.slots)
+    indices = _torch_indices(state, own.parameters)
+    known = _torch_entries(state, indices)
+    for i, group in enumerate(state["param_groups"]):
+        given = ["square_avg"]
+        given += ["momentum_buffer"] if group.get("momentum", 0) > 0 else []
+        given += ["grad_avg"] if group.get("centered") else []
+        _check_slots("torch", f"state of group {i}", given, TORCH, own.slots)
+    entries = {}
+    for position, index in enumerate(indices):
+        mine = {TORCH[slot]: values[slot][position] for slot in TORCH if slot in own.slots}
+        old = known[position] or mine
+        entries[index] = {"step": _put("step", iterations, old.get("step", np.float32(0)), leaf)}
+        for name, value in mine.items():
+            entries[index][name] = _put(
+                f"{name} of parameter {position}", value, old.get(name, value), leaf
+            )
+    return {**state, "state": entries, "param_groups": copy.deepcopy(state["param_groups"])}
+
+
+def _write_optax(
+    state: Any,
+    own: Own,
+    values: Mapping[str, Sequence[Any]],
+    iterations: int,
+    calls: int,
+    leaf: Callable[[NDArray[Any]], Any],
+) -> Any:
+    _refuse_cycle("optax", own.cycle, calls)
+    _refuse_averages("optax", own.slots)
+    _optax_fields(state, own.slots)
 
     def new(name: str, tree: Any) -> Any:
         if name in UPDATES:
-            return put(name, iterations, tree)
+            return _put(name, iterations, tree, leaf)
         slot = next(slot for slot in OPTAX if OPTAX[slot] == name)
         mine = [-m for m in values[slot]] if slot == "momentum" else values[slot]
-        old = _optax_arrays(name, tree, count, keys)
-        arrays = [put(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(mine, old, strict=True))]
+        old = _optax_arrays(name, tree, own.parameters, own.keys)
+        pairs = enumerate(zip(mine, old, strict=True))
+        arrays = [_put(f"{name}[{i}]", *pair, leaf) for i, pair in pairs]
         if isinstance(tree, Mapping):
-            by_key = dict(zip(keys or (), arrays, strict=True))
+            by_key = dict(zip(own.keys or (), arrays, strict=True))
             return type(tree)({key: by_key[key] for key in tree})  # type: ignore[call-arg]
         if isinstance(tree, (list, tuple)):
             return type(tree)(*arrays) if hasattr(tree, "_fields") else type(tree)(arrays)
@@ -225,10 +367,34 @@ def write(
     return _map_fields(state, new)
 
 
-def _known(framework: str) -> str:
-    if framework not in FRAMEWORKS:
+class Framework(NamedTuple):
+    """How to read and write a framework's state."""
+
+    read: Callable[[Any, Own], Read]
+    write: Callable[..., Any]
+    lr_in_momentum: bool
+
+
+FRAMEWORKS = {
+    "torch": Framework(_read_torch, _write_torch, lr_in_momentum=False),
+    "keras3": Framework(_read_keras, _write_keras, lr_in_momentum=True),
+    "optax": Framework(_read_optax, _write_optax, lr_in_momentum=True),
+}
+
+
+def _known(framework: str) -> Framework:
+    if not isinstance(framework, str) or framework not in FRAMEWORKS:
         raise ValueError(f"framework is {framework!r}; it must be one of {', '.join(FRAMEWORKS)}")
-    return framework
+    return FRAMEWORKS[framework]
+
+
+def _refuse_cycle(framework: str, cycle: int, calls: int) -> None:
+    """An error in the middle of a cycle, whose sum of gradients Keras alone keeps, too."""
+    if calls:
+        raise ValueError(
+            f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
+            "finish the cycle first"
+        )
 
 
 def _count(name: str, value: Any) -> int:
@@ -240,7 +406,7 @@ def _count(name: str, value: Any) -> int:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a whole number") from None
-    if not 0 <= count <= LARGEST_COUNT:
+    if not 0 <= count <= states.LARGEST_COUNT:
         raise ValueError(f"{name} is {count}; it must be in [0, 2**62]")
     return count
 

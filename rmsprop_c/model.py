@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # NDArray's module takes a millisecond of the import
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,3 +65,23 @@ def like(model: Model, arrays: list[Any]) -> Any:
     if isinstance(model, np.ndarray):
         return arrays[0]
     return dict(zip(model, arrays, strict=True)) if isinstance(model, dict) else arrays
+
+
+def parted(grads_and_vars: Any) -> tuple[list[Any], list[Any]]:
+    """Parameters and gradients from Keras's pairs of a gradient and its parameter."""
+    if not isinstance(grads_and_vars, Iterable):
+        raise TypeError(
+            f"grads_and_vars is of type {type(grads_and_vars).__name__}; pass zip(grads, params)"
+        )
+    pairs = list(grads_and_vars)
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)):
+            raise TypeError(
+                f"grads_and_vars[{i}] is of type {type(pair).__name__}, not a pair of a gradient "
+                "and a parameter"
+            )
+        if len(pair) != 2:
+            raise ValueError(
+                f"grads_and_vars[{i}] has {len(pair)} entries, not a gradient and a parameter"
+            )
+    return [param for _, param in pairs], [grad for grad, _ in pairs]

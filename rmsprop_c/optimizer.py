@@ -6,6 +6,7 @@ import contextlib
 import copyreg
 import functools
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -13,32 +14,31 @@ import numpy as np
 
 from . import (
     _core,
-    arrays,
     constraints as constraints_module,
     gradients,
-    reference,
     state as states,
 )
 from .hyperparameters import (
     DEFAULT,
     KERAS,
-    LIMITS,
     NUMBERS,
     OPTIONS,
-    ROUNDED_TO,
     ROWS,
     Hyperparameter,
     ZeroGrad,
-    check_float32,
+    check_conflict,
     checked,
     checked_factors,
     checked_names,
+    scheduled_lr,
     shown,
 )
-from .model import Model, arrays_of, like, names_of, set_back, write
+from .model import Model, arrays_of, names_of, parted, set_back, write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from . import interchange
 
 # checkpoint, interchange and schedules are imported where they are first needed: together they
 # would take longer than all the rest. None is on a step's way: a process forked while another
@@ -50,9 +50,9 @@ if _core.settings() != NUMBERS:
     raise ImportError("rmsprop_c._core was built from other sources than these; build it again")
 
 
-def _property(index: int, row: Hyperparameter) -> property:
+def _property(row: Hyperparameter) -> property:
     def get_value(self: Optimizer) -> Any:
-        value = shown(row, self._get_setting(index))
+        value = shown(row, self._get_setting(row.name))
         return ZeroGrad(value) if row.name == "zero_grad" else value
 
     def set_value(self: Optimizer, value: Any, called: str = row.name) -> None:
@@ -62,8 +62,8 @@ def _property(index: int, row: Hyperparameter) -> property:
 
             if presets.taken(self._framework, called) and shown(row, number) != get_value(self):
                 raise AttributeError(self._why_not(called))
-        self._refuse_conflict(row.name, number)
-        self._set_setting(index, number)
+        check_conflict(row.name, number, self._numbers(), self._get_objects()[0] is not None)
+        self._set_setting(row.name, number)
 
     return property(get_value, set_value, doc=row.doc)
 
@@ -132,8 +132,8 @@ class Optimizer(_core.Core):
 
     def __new__(cls: type[Own], *args: Any, **kwargs: Any) -> Own:
         self = super().__new__(cls)
-        for index, name in enumerate(NUMBERS):  # also for a subclass that does not call __init__
-            self._set_setting(index, checked(ROWS[name], DEFAULT[name]))
+        for name in NUMBERS:  # also for a subclass that does not call __init__
+            self._set_setting(name, checked(ROWS[name], DEFAULT[name]))
         return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -172,24 +172,6 @@ class Optimizer(_core.Core):
         known = (*DEFAULT, "learning_rate")
         return presets.explain(type(self).__name__, self._framework, name, known)
 
-    def _refuse_conflict(self, name: str, number: float) -> None:
-        """Refuse a value that can't go together with what is set."""
-        if name == "decay" and number > 0 and self._get_objects()[0] is not None:
-            raise ValueError(
-                f"decay is {number!r}, but lr is a schedule, which says by itself how it decays; "
-                "use one of the two"
-            )
-        for one, other in (("clipnorm", "parameter_clipnorm"), ("parameter_clipnorm", "clipnorm")):
-            if name == one and number > 0 and (getattr(self, other) or 0) > 0:
-                raise ValueError(
-                    f"{one} is {number!r}, but {other} is set: gradients are clipped by the norm "
-                    "of all or of each; set one of them to None"
-                )
-        if (name == "rho" and number == 1 and self.bias_correction) or (
-            name == "bias_correction" and number and self.rho == 1
-        ):
-            raise ValueError("bias_correction divides by 1 - rho**t, so rho can't be 1")
-
     @property
     def lr(self) -> float:
         """float: the learning rate at this point. Assign a number, or a callable.
@@ -199,8 +181,8 @@ class Optimizer(_core.Core):
         """
         schedule = self._get_objects()[0]
         if schedule is not None:
-            return self._lr_at(schedule, self._counts()[1])
-        return self._get_setting(0)
+            return scheduled_lr(schedule, self._counts()[1])
+        return self._get_setting("lr")
 
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
@@ -215,46 +197,6 @@ class Optimizer(_core.Core):
             self._set_lr(value, 0.0)
         else:
             self._set_lr(None, checked(ROWS["lr"], value))
-
-    def _check_float32(self, names: Iterable[str] = ROUNDED_TO) -> None:
-        check_float32({name: self._get_setting(i) for i, name in enumerate(NUMBERS)}, names)
-
-    @staticmethod
-    def _lr_at(schedule: Callable[[int], float], call: int) -> float:
-        """What the schedule says, or an error that names it and the call."""
-        value: Any = schedule(call)
-        try:
-            if hasattr(value, "__array__") and np.ndim(value) == 0:  # of any framework
-                return checked(ROWS["lr"], np.asarray(value).item())
-            return checked(ROWS["lr"], value)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"lr({call}) is {value!r}; a schedule must return a finite number that is at "
-                "least 0"
-            ) from None
-
-    @staticmethod
-    def _by_position(
-        names: list[Any], is_list: bool, lr_scale: Any, excluded: tuple[Any, ...]
-    ) -> tuple[list[float], list[bool]]:
-        """The factor of lr of each parameter, and whether it takes part in weight decay."""
-        factors: dict[Any, float] = {}
-        if lr_scale is not None:
-            if isinstance(lr_scale, dict) == is_list:
-                raise TypeError(
-                    f"lr_scale is a {type(lr_scale).__name__}, but the parameters have "
-                    + ("no keys; pass a sequence of factors" if is_list else "keys; pass a dict")
-                )
-            if is_list and len(lr_scale) != len(names):
-                there = "is 1 parameter" if len(names) == 1 else f"are {len(names)} parameters"
-                raise ValueError(f"lr_scale has {len(lr_scale)} factors, but there {there}")
-            factors = dict(enumerate(lr_scale)) if is_list else lr_scale
-        chosen = {"lr_scale": factors, "exclude_from_weight_decay": excluded}
-        for which, entries in chosen.items():
-            for name in entries:
-                if name not in names:
-                    raise ValueError(f"{which} has {name!r}, but the parameters are {names}")
-        return [factors.get(name, 1.0) for name in names], [name not in excluded for name in names]
 
     @property
     def lr_scale(self) -> Any:
@@ -342,7 +284,7 @@ class Optimizer(_core.Core):
     def _keras_arguments(self) -> dict[str, Any]:
         """Keras 2.0's arguments that have no default of None, with a schedule itself as lr."""
         schedule = self._get_objects()[0]
-        lr = self._get_setting(0) if schedule is None else schedule
+        lr = self._get_setting("lr") if schedule is None else schedule
         return {"lr": lr} | {name: getattr(self, name) for name in KERAS[1:]}
 
     def _arguments(self, names: Iterable[str]) -> dict[str, Any]:
@@ -426,23 +368,8 @@ class Optimizer(_core.Core):
         grads_and_vars : iterable of (ndarray or None, ndarray)
             ``zip(grads, params)``. The parameters are changed in place; see `step`.
         """
-        if not isinstance(grads_and_vars, Iterable):
-            raise TypeError(
-                f"grads_and_vars is of type {type(grads_and_vars).__name__}; pass zip(grads, "
-                "params)"
-            )
-        pairs = list(grads_and_vars)
-        for i, pair in enumerate(pairs):
-            if not isinstance(pair, (list, tuple)):
-                raise TypeError(
-                    f"grads_and_vars[{i}] is of type {type(pair).__name__}, not a pair of a "
-                    "gradient and a parameter"
-                )
-            if len(pair) != 2:
-                raise ValueError(
-                    f"grads_and_vars[{i}] has {len(pair)} entries, not a gradient and a parameter"
-                )
-        self.step([param for _, param in pairs], [grad for grad, _ in pairs])
+        params, grads = parted(grads_and_vars)
+        self.step(params, grads)
 
     def get_gradients(self, loss: Callable[[Any], Any], params: Model) -> Any:
         """The gradients of a loss, clipped by clipnorm and clipvalue.
@@ -473,7 +400,7 @@ class Optimizer(_core.Core):
         """
         value, grads = gradients.evaluate(loss, params)
         self.last_loss = value
-        return self._clipped(grads, params)
+        return gradients.clipped(grads, params, self._numbers())
 
     @overload
     def get_updates(
@@ -513,7 +440,7 @@ class Optimizer(_core.Core):
             views) and the parameter of each position in turn, behind the iterations if decay > 0.
             [] where ``nonfinite="skip"`` has left the step out.
         """
-        params, constraints, loss = _update_arguments(args, kwargs)
+        params, constraints, loss = gradients.update_arguments(args, kwargs)
         chosen = constraints_module.chosen(constraints, params)
         if getattr(self.get_gradients, "__func__", None) is Optimizer.get_gradients:
             value, grads = gradients.evaluate(loss, params)  # step clips them
@@ -560,7 +487,7 @@ class Optimizer(_core.Core):
         moving averages of the parameters. What options that are off have left is not among them,
         nor is the sum of the gradients in a cycle of gradient_accumulation_steps.
         """
-        slots = self._snapshot(weights=True)["slots"]
+        slots = self._snapshot(weights=True).slots
         return [array for arrays in slots.values() for array in arrays]
 
     def set_weights(self, weights: Iterable[Any]) -> None:
@@ -579,29 +506,7 @@ class Optimizer(_core.Core):
             If the number of weights or any shape does not fit, or they are not real numbers.
             Nothing is set then.
         """
-        given = list(weights)
-        slots = self._views()
-        own = [view for views in slots.values() for view in views]
-        iterations = None
-        if own and len(given) == len(own) + 1 and np.shape(given[0]) == ():
-            iterations = states.checked_count(given.pop(0), "weights[0]")
-        if len(given) != len(own) or not slots:
-            raise ValueError(
-                f"Length of the specified weight list ({len(given)}) does not match the number of "
-                f"weights of the optimizer ({len(own)})"
-                + ("" if slots else "; call build(params) or step first")
-            )
-        found = [np.array(weight) for weight in given]  # they may be views of these very weights
-        for i, (mine, array) in enumerate(zip(own, found, strict=True)):
-            if mine.shape != array.shape:
-                raise ValueError(
-                    f"Optimizer weight shape {mine.shape} not compatible with provided weight "
-                    f"shape {array.shape} (weights[{i}])"
-                )
-            arrays.check_real(array, f"weights[{i}]")
-        rest = iter([x.astype(mine.dtype) for mine, x in zip(own, found, strict=True)])
-        parted = {name: [next(rest) for _ in views] for name, views in slots.items()}
-        self._assign(parted, iterations)
+        self._assign(*states.fitting(list(weights), self._views()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write arguments and state to a ``.npz`` file that `load` and `numpy.load` read.
@@ -625,7 +530,7 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        checkpoint.save(self, path)
+        checkpoint.save(path, type(self).__name__, self.get_config(), self._snapshot())
 
     @_or_in_place
     def load(
@@ -667,7 +572,14 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        return checkpoint.load(cls, path, custom_objects)
+        def make(class_name: str, config: dict[str, Any], state: states.State) -> Own:
+            if class_name != cls.__name__:
+                raise ValueError(f"it holds a {reprlib.repr(class_name)}, not a {cls.__name__!r}")
+            made = cls.from_config(config, custom_objects)
+            made._restore(state)
+            return made
+
+        return checkpoint.load(path, make)
 
     def import_state(self, framework: str, state: Any) -> None:
         """Take over the state of another framework's RMSprop, to continue where it stands.
@@ -693,49 +605,14 @@ class Optimizer(_core.Core):
         """
         from . import interchange
 
-        like = self._views().get("accumulator")
-        if like is None:
+        views = self._views()
+        if not views:
             raise ValueError("there is no state to set yet; call build(params) first")
-        self._refuse_other_momentum(framework)
-        values, iterations, calls = interchange.read(
-            framework,
-            state,
-            self._needed(),
-            len(like),
-            self.gradient_accumulation_steps or 1,
-            self._keys(),
+        mine = states.State(self.iterations, 0, *self._counts()[1:], self._keys(), views, [])
+        found, iterations = interchange.imported(
+            framework, state, self._own(mine), mine, self._lr_in_momentum()
         )
-        slots: dict[str, list[NDArray[Any]]] = {}
-        for name, found in values.items():
-            slots[name] = []
-            for i, (mine, given) in enumerate(zip(like, found, strict=True)):
-                if given is None:
-                    slots[name].append(np.zeros_like(mine))
-                    continue
-                if given.shape != mine.shape:
-                    raise ValueError(
-                        f"{name}[{i}] of the state has shape {given.shape}, but the optimizer was "
-                        f"built for {mine.shape}"
-                    )
-                arrays.check_real(given, f"{name}[{i}] of the state")
-                slots[name].append(given.astype(mine.dtype))
-        # No framework says which parameters have had a gradient in the cycle: where the sum is 0,
-        # none.
-        sums = slots.get("gradient_sum", [np.zeros(0)] * len(like))
-        pending = [bool(x.any()) for x in sums]
-        updates, total, skipped = self._counts()
-        if iterations is not None:
-            updates = iterations
-            total = states.total_calls(iterations, self.gradient_accumulation_steps or 1, calls)
-        states.check(
-            {"iterations": updates, "calls": calls, "total_calls": total, "skipped_steps": skipped}
-            | {
-                "keys": self._keys(),
-                "slots": {x: slots[x] for x in states.SLOTS if x in slots},
-                "pending": pending,
-            }
-        )
-        self._assign(slots, iterations, calls, pending)
+        self._assign(found.slots, iterations, found.calls, found.pending)
 
     def export_state(
         self, framework: str, state: Any, leaf: Callable[[NDArray[Any]], Any] = np.asarray
@@ -768,50 +645,29 @@ class Optimizer(_core.Core):
         """
         from . import interchange
 
-        snapshot = self._snapshot()
-        slots: dict[str, list[NDArray[Any]]] = {}
-        for name in self._needed():
-            if name in snapshot["slots"]:
-                slots[name] = snapshot["slots"][name]
-            elif not snapshot["slots"]:
-                raise ValueError("there is no state yet; call build(params) or step first")
-            elif name == "moving_average":
-                raise ValueError("there are no averages yet; call build(params) or step first")
-            else:  # of an option that has been set since, as the next step makes it
-                slots[name] = [np.zeros_like(x) for x in snapshot["slots"]["accumulator"]]
-        self._refuse_other_momentum(framework)
-        cycle = self.gradient_accumulation_steps or 1
-        counted = snapshot["iterations"] * cycle + snapshot["calls"]
-        scheduled = framework == "keras3" and self._get_objects()[0] is not None
-        if scheduled and counted != snapshot["total_calls"]:
-            raise ValueError(
-                f"lr is a schedule that has come to call {snapshot['total_calls']}, but Keras "
-                f"would go on at call {counted}; assign iterations to agree on one"
-            )
-        return interchange.write(
-            framework,
-            state,
-            slots,
-            snapshot["iterations"],
-            snapshot["calls"],
-            cycle,
-            leaf,
-            snapshot["keys"],
+        mine = self._snapshot()
+        own = self._own(mine)
+        scheduled = self._get_objects()[0] is not None
+        return interchange.exported(
+            framework, state, own, mine, self._lr_in_momentum(), scheduled, leaf
         )
 
-    def _refuse_other_momentum(self, framework: str) -> None:
-        """The numbers in a momentum mean something else where the learning rate is not in it."""
-        if self.momentum > 0 and self.lr_in_momentum != (framework != "torch"):
-            raise ValueError(
-                f"lr_in_momentum is {self.lr_in_momentum}, but {framework}'s momentum is "
-                f"{'with' if framework != 'torch' else 'without'} the learning rate"
-            )
+    def _own(self, state: states.State) -> interchange.Own:
+        """What a translation of the state has to know of this optimizer."""
+        from . import interchange
+
+        count = len(state.slots.get("accumulator", ()))
+        cycle = self.gradient_accumulation_steps or 1
+        return interchange.Own(set(self._required()), count, cycle, state.keys)
+
+    def _lr_in_momentum(self) -> bool | None:
+        return self.lr_in_momentum if self.momentum > 0 else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "settings": {name: self._get_setting(i) for i, name in enumerate(NUMBERS)},
+            "settings": self._numbers(),
             "objects": self._get_objects(),
-            "state": self._snapshot(),
+            "state": self._snapshot()._asdict(),
             "attributes": self.__dict__.copy(),
         }
 
@@ -820,13 +676,14 @@ class Optimizer(_core.Core):
         values = {name: shown(ROWS[name], state["settings"][name]) for name in NUMBERS}
         values["lr"] = values["lr"] if schedule is None else schedule
         values |= zip(("lr_scale", "exclude_from_weight_decay"), others, strict=True)
-        states.check(state["state"])
+        kept = states.from_mapping(state["state"])
+        states.check(kept)
         for name, value in values.items():  # checked as where they are assigned
             vars(Optimizer)[name].fset(self, value)
-        found = {name: self._get_setting(i) for i, name in enumerate(NUMBERS)}
+        found = self._numbers()
         if any(repr(found[name]) != repr(state["settings"][name]) for name in NUMBERS[1:]):
             raise ValueError(f"settings are {state['settings']}, which no arguments make")
-        self._restore(state["state"])
+        self._restore(kept)
         self.__dict__.update(state["attributes"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -837,46 +694,7 @@ class Optimizer(_core.Core):
         super().reset()
         self.__dict__.pop("last_loss", None)
 
-    def _clipped(self, grads: Any, params: Model) -> Any:
-        """Gradients as `step` clips them, in new arrays; as they are where clipping is off."""
-        limits = {name: getattr(self, name) for name in LIMITS}
-        if all((limit or 0) <= 0 for limit in limits.values()):
-            return grads
-        if isinstance(grads, (list, tuple)) and len(grads) != len(params):
-            raise ValueError(
-                f"loss returned {len(grads)} gradients, but params has {len(params)} entries"
-            )
-        checked_params, checked_grads = arrays.gradients(params, grads)
-        if any(p.dtype.char == "f" for p in checked_params):
-            self._check_float32(LIMITS)
-        return like(params, reference.clip(checked_grads, **limits))
 
-
-for _index, _name in enumerate(NUMBERS):
+for _name in NUMBERS:
     if _name != "lr":
-        setattr(Optimizer, _name, _property(_index, ROWS[_name]))
-
-
-def _update_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """(params, constraints, loss) from the arguments of `get_updates`, in either order."""
-    later = bool(args) and callable(args[0]) and not isinstance(args[0], np.ndarray)
-    names: tuple[str, ...] = ("params", "constraints", "loss")
-    if later:
-        names = ("loss", "params", "constraints")
-    if len(args) == 2 and not later and callable(args[1]):
-        names = ("params", "loss")
-    if len(args) > len(names):
-        raise TypeError(f"get_updates takes params, constraints and loss, but got {len(args)}")
-    given = dict(zip(names, args, strict=False))
-    for name in kwargs:
-        if name not in ("params", "constraints", "loss"):
-            raise TypeError(f"get_updates got an unexpected keyword argument {name!r}")
-        if name in given:
-            raise TypeError(f"get_updates got {name} twice")
-    given |= kwargs
-    for name in ("params", "loss"):
-        if name not in given:
-            raise TypeError(
-                f"get_updates misses {name}: pass (params, constraints, loss) or (loss, params)"
-            )
-    return given["params"], given.get("constraints"), given["loss"]
+        setattr(Optimizer, _name, _property(ROWS[_name]))

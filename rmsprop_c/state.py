@@ -5,9 +5,11 @@ from __future__ import annotations  # NDArray's module takes a millisecond of th
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from .arrays import check_real
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,14 +53,34 @@ def forms(arrays: Iterable[NDArray[Any]]) -> list[tuple[Any, ...]]:
     return [(array.shape, array.dtype) for array in arrays]
 
 
-def check(state: Mapping[str, Any]) -> None:
-    """Raise for a state that no run can reach.
+class State(NamedTuple):
+    """The state of an optimizer between two calls, whatever its options are."""
 
-    Parameters
-    ----------
-    state : mapping
-        COUNTS; ``keys``, a tuple or None; ``slots``, lists of arrays by name; and ``pending``, for
-        each position whether its gradient_sum holds a gradient.
+    iterations: int
+    """Updates."""
+    calls: int
+    """Calls since the latest update, in a cycle of gradient_accumulation_steps."""
+    total_calls: int
+    """Calls of all times, without those that were skipped."""
+    skipped_steps: int
+    keys: tuple[Any, ...] | None
+    """Of a model that is a dict, in the order of the positions."""
+    slots: dict[str, list[NDArray[Any]]]
+    """Arrays by slot and position, in the order of SLOTS; empty before the first step."""
+    pending: list[bool]
+    """For each position whether its gradient_sum holds a gradient."""
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> State:
+    """A state from its fields by name, those of a pickle for one."""
+    for name in State._fields:
+        if name not in mapping:
+            raise ValueError(f"the state has no {name}")
+    return State(*(mapping[name] for name in State._fields))
+
+
+def check(state: State) -> None:
+    """Raise for a state that no run can reach.
 
     Raises
     ------
@@ -66,19 +88,15 @@ def check(state: Mapping[str, Any]) -> None:
         With the entry that is wrong. Which options are set does not matter: they may be assigned
         between any two calls, and what they leave or miss is put right at the next one.
     """
-    for name in (*COUNTS, "keys", "slots", "pending"):
-        if name not in state:
-            raise ValueError(f"the state has no {name}")
     for name in COUNTS:
-        count = state[name]
+        count = getattr(state, name)
         if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
             raise ValueError(f"{name} is {reprlib.repr(count)}; it must be in [0, 2**62]")
-    iterations, calls, total, _ = (state[name] for name in COUNTS)
+    iterations, calls, total, _, keys, slots, pending = state
     if total < iterations + calls:
         raise ValueError(
             f"total_calls is {total}, but {iterations} updates and {calls} calls are more"
         )
-    slots, pending, keys = state["slots"], state["pending"], state["keys"]
     _check_slots(slots)
     count = len(slots.get("accumulator", ()))
     if type(pending) is not list or len(pending) != count or {*map(type, pending)} - {bool}:
@@ -111,3 +129,36 @@ def _check_slots(slots: Mapping[str, list[NDArray[Any]]]) -> None:
                 raise ValueError(f"{name}[{i}] is no array of float32 or float64")
             if (array.shape, array.dtype.char) != (accumulator.shape, accumulator.dtype.char):
                 raise ValueError(f"{name}[{i}] is of another parameter than accumulator[{i}]")
+
+
+def fitting(
+    weights: list[Any], slots: Mapping[str, list[NDArray[Any]]]
+) -> tuple[dict[str, list[NDArray[Any]]], int | None]:
+    """Weights as arrays like those of these slots, and the iterations that may stand before them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        In Keras's words, if the number of weights or a shape does not fit, or for what is no real
+        number.
+    """
+    own = [view for views in slots.values() for view in views]
+    iterations = None
+    if own and len(weights) == len(own) + 1 and np.shape(weights[0]) == ():
+        iterations, weights = checked_count(weights[0], "weights[0]"), weights[1:]
+    if len(weights) != len(own) or not slots:
+        raise ValueError(
+            f"Length of the specified weight list ({len(weights)}) does not match the number of "
+            f"weights of the optimizer ({len(own)})"
+            + ("" if slots else "; call build(params) or step first")
+        )
+    found = [np.array(weight) for weight in weights]  # they may be views of these very weights
+    for i, (mine, array) in enumerate(zip(own, found, strict=True)):
+        if mine.shape != array.shape:
+            raise ValueError(
+                f"Optimizer weight shape {mine.shape} not compatible with provided weight "
+                f"shape {array.shape} (weights[{i}])"
+            )
+        check_real(array, f"weights[{i}]")
+    rest = iter([x.astype(mine.dtype) for mine, x in zip(own, found, strict=True)])
+    return {name: [next(rest) for _ in views] for name, views in slots.items()}, iterations

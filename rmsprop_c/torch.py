@@ -286,8 +286,13 @@ class Step:
         if not self.params:
             return
         try:
-            others = self.optimizer._step_on(
-                self.arrays, self.grads, self.slots, self.packed_counters, self.places
+            others = _core.step_on(
+                self.optimizer,
+                self.arrays,
+                self.grads,
+                self.slots,
+                self.packed_counters,
+                self.places,
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"param_groups[{self.index}]: {error}") from None

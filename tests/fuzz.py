@@ -241,7 +241,7 @@ def try_load(text, path):
     opt.save(path)
     again = RMSprop.load(path)
     assert repr(again) == repr(opt)
-    assert again._snapshot()["pending"] == opt._snapshot()["pending"]
+    assert again._snapshot().pending == opt._snapshot().pending
     for name, views in opt._views().items():
         for x, y in zip(views, again._views()[name], strict=True):
             assert x.tobytes() == y.tobytes()

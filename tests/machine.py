@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 from model import DEFAULTS, SLOTS, Model, RefusedError
 
-from rmsprop_c import RMSprop, _core, reference, schedules, set_num_threads
+from rmsprop_c import RMSprop, _core, hyperparameters, reference, schedules, set_num_threads
 
 SHAPES = {
     "one": [("f4", (4,))],
@@ -152,15 +152,14 @@ def broken(step):
     raise BrokenError
 
 
-class Asked(RMSprop):
+class Asked:
     """It counts how often schedules are asked."""
 
     times = 0
 
-    @staticmethod
-    def _lr_at(schedule, call):
+    def __call__(self, schedule, call):
         Asked.times += 1
-        return RMSprop._lr_at(schedule, call)
+        return hyperparameters.scheduled_lr(schedule, call)
 
 
 class Machine(RuleBasedStateMachine):
@@ -185,7 +184,7 @@ class Machine(RuleBasedStateMachine):
         self.layouts = [layout] * len(self.shapes)
         self.lie_anew()
         self.model = Model()
-        self.opt = Asked()
+        self.opt = RMSprop()
         self.others = []  # optimizers that have been left behind, and their state
         self.bound = None
         set_num_threads(threads)
@@ -196,10 +195,12 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.chosen, self.minimums = _core.chosen_isa(), _core.configure_minimums(1, 1)
+        _core.scheduled_lr = Asked()
         self.oracle = None
         self.folder = tempfile.TemporaryDirectory()
 
     def teardown(self):
+        _core.scheduled_lr = hyperparameters.scheduled_lr
         set_num_threads(None)
         _core.use_isa(self.chosen)
         _core.configure_minimums(**self.minimums)
@@ -237,8 +238,8 @@ class Machine(RuleBasedStateMachine):
 
     def everything(self, opt):
         state = opt._snapshot()
-        slots = {name: [x.tobytes() for x in arrays] for name, arrays in state["slots"].items()}
-        return {**state, "slots": slots}, repr(opt)
+        slots = {name: [x.tobytes() for x in arrays] for name, arrays in state.slots.items()}
+        return state._replace(slots=slots), repr(opt)
 
     @invariant()
     def all_is_as_the_model_has_it(self):
@@ -250,10 +251,10 @@ class Machine(RuleBasedStateMachine):
                 _, buffer = place(wanted, **layouts(wanted.ndim)[self.layouts[i]])
                 assert (buffer == self.buffers[i]).all(), f"bytes around params[{i}]"
         state = self.opt._snapshot()
-        self.same_slots(state["slots"], self.model.slots or {})
+        self.same_slots(state.slots, self.model.slots or {})
         for name in ("iterations", "calls", "total_calls", "skipped_steps"):
-            assert state[name] == getattr(self.model, name), (name, state[name])
-        assert state["pending"] == self.model.pending, "pending"
+            assert getattr(state, name) == getattr(self.model, name), name
+        assert state.pending == self.model.pending, "pending"
         weights = self.opt.weights
         for i, (x, y) in enumerate(zip(weights, self.model.weights, strict=True)):
             assert_same_bits(x, y, f"weights[{i}]")
@@ -594,7 +595,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             self.opt.lr, self.opt.lr_scale = rate, scales
         assert re.search(message, found), found
-        assert list(before["slots"]) == list(self.opt._snapshot()["slots"])
+        assert list(before.slots) == list(self.opt._snapshot().slots)
 
     # State.
 
@@ -620,9 +621,9 @@ class Machine(RuleBasedStateMachine):
         if way in ("file", "in place"):
             path = Path(self.folder.name, "run.npz")
             opt.save(path)
-            twin = Asked(momentum=0.5, use_ema=True)
+            twin = RMSprop(momentum=0.5, use_ema=True)
             twin.step([np.ones(3)], [np.ones(3)])
-            twin = twin.load(path) if way == "in place" else Asked.load(path)
+            twin = twin.load(path) if way == "in place" else RMSprop.load(path)
         elif way == "corrupted":
             return self.corrupt(seed)
         else:
@@ -675,7 +676,7 @@ class Machine(RuleBasedStateMachine):
         else:
             changes += [lambda: state.update(calls=1, total_calls=2**61)]
         changes[seed % len(changes)]()
-        twin = Asked.__new__(Asked)
+        twin = RMSprop.__new__(RMSprop)
         before = self.everything(twin)
         try:
             twin.__setstate__(pickled)
@@ -686,7 +687,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def go_on_with_config_and_weights(self):
-        twin, model = Asked.from_config(self.opt.get_config()), Model(**self.model.options)
+        twin, model = RMSprop.from_config(self.opt.get_config()), Model(**self.model.options)
         names = [x for x in self.model.needed if x != "gradient_sum"]
         slots = self.model.slots or {}
         if not self.shapes or not set(names) <= set(slots):

@@ -284,7 +284,8 @@ def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
     files = {str(name.relative_to(top)) for name in names}
     package = {"_core.pyx", "_core.pxd", "_core.pyi", "include/rmsprop.h", "py.typed"}
     package |= {f"src/{name}.{end}" for name in SOURCES for end in "ch"} | {"src/fenv.h"}
-    package |= {"__init__.py", "__main__.py"}
+    package |= {"__init__.py", "__main__.py", "_c.pxd"}
+    package |= {f"binding/{path.name}" for path in (ROOT / "rmsprop_c").glob("binding/*.pxi")}
     assert {f"rmsprop_c/{name}" for name in package} <= files
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= files
     assert {"tests/test_build.py", "tests/conftest.py", "tests/golden/golden.npz"} <= files
@@ -298,7 +299,9 @@ def test_the_wheel_holds_types_and_headers_but_no_sources(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rmsprop_c"}
     needed = ("_core.pyi", "_core.pxd", "py.typed", "include/rmsprop.h", "__main__.py")
     assert {f"rmsprop_c/{name}" for name in needed} <= set(names)
-    assert not [name for name in names if name.endswith((".c", ".pyx", ".o", ".pyc"))]
+    assert not [
+        name for name in names if name.endswith((".c", ".pyx", ".pxi", "_c.pxd", ".o", ".pyc"))
+    ]
     assert any(name.endswith("LICENSE") for name in names)
 
 

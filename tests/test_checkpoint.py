@@ -193,7 +193,7 @@ def test_numpy_alone_reads_it(name, tmp_path):
         meta = json.loads(archive["meta"].tobytes())
         assert meta["iterations"] == opt.iterations
         assert RMSprop.from_config(meta["config"]).get_config() == opt.get_config()
-        slots = opt._snapshot()["slots"]
+        slots = opt._snapshot().slots
         assert archive.files == ["meta"] + [f"{slot}.{i}" for slot in slots for i in range(5)]
         for slot, arrays in slots.items():
             for i, x in enumerate(arrays):

@@ -15,7 +15,7 @@ FUNCTIONS = tuple(
     for epsilon in ("out", "in")
     for dtype in ("f32", "f64")
 )
-SUMS = ("rmsprop_block_sums_f32", "rmsprop_block_sums_f64")
+SUMS = ("block_sums_f32", "block_sums_f64")
 X86 = "avx2" in _core.compiled_isas()
 WIDEST = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm"}
 

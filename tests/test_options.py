@@ -181,21 +181,21 @@ def same(found, expected, what=""):
 def assert_same_state(opt, reference_opt):
     """All state that our optimizer has is the reference's."""
     state = opt._snapshot()
-    for name, arrays in state["slots"].items():
+    for name, arrays in state.slots.items():
         same(arrays, getattr(reference_opt, SLOTS[name]), name)
     for name in ("iterations", "calls", "total_calls", "skipped_steps"):
-        assert state[name] == getattr(reference_opt, name), name
+        assert getattr(state, name) == getattr(reference_opt, name), name
 
 
 def assert_same_snapshot(opt, other):
     """Two optimizers of ours have the same state to the bit."""
     found, expected = opt._snapshot(), other._snapshot()
-    assert list(found["slots"]) == list(expected["slots"])
-    for name, arrays in expected["slots"].items():
-        same(found["slots"][name], arrays, name)
-        for x, y in zip(found["slots"][name], arrays, strict=True):
+    assert list(found.slots) == list(expected.slots)
+    for name, arrays in expected.slots.items():
+        same(found.slots[name], arrays, name)
+        for x, y in zip(found.slots[name], arrays, strict=True):
             assert x.strides == y.strides
-    assert {**found, "slots": None} == {**expected, "slots": None}
+    assert found._replace(slots={}) == expected._replace(slots={})
 
 
 def digest(x):
@@ -206,8 +206,8 @@ def digest(x):
 def everything(opt):
     """All that an optimizer is, as what == compares."""
     state = opt._snapshot()
-    slots = {name: [digest(x) for x in arrays] for name, arrays in state.pop("slots").items()}
-    return slots, state, repr(opt), vars(opt).copy()
+    slots = {name: [digest(x) for x in arrays] for name, arrays in state.slots.items()}
+    return slots, state._replace(slots={}), repr(opt), vars(opt).copy()
 
 
 def memory(arrays):
@@ -1139,7 +1139,7 @@ def test_a_skipped_call_does_nothing_but_count():
     for g in all_grads:
         twin.step(expected, g)
     same(params, expected)
-    assert twin._snapshot()["skipped_steps"] == 0
+    assert twin._snapshot().skipped_steps == 0
     opt.reset()
     assert opt.skipped_steps == 0
 

@@ -342,7 +342,7 @@ def refused(opt, params, grads):
 
 def loaded(opt, params, grads):
     opt.step(params, grads)
-    opt._restore({**RMSprop()._snapshot()})
+    opt._restore(RMSprop()._snapshot())
 
 
 def reset(opt, params, grads):
@@ -423,7 +423,7 @@ def test_a_state_that_can_not_be_taken_leaves_the_optimizer_usable(bad):
     opt.step([w], [np.ones(3)])
     state = opt._snapshot()
     with pytest.raises((TypeError, ValueError, KeyError)):
-        opt._restore({**state, bad: {"nothing": 1} if bad == "slots" else "x"})
+        opt._restore(state._replace(**{bad: {"nothing": 1} if bad == "slots" else "x"}))
     opt.step([w], [np.ones(3)])
     assert opt.iterations == 2
 

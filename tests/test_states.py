@@ -36,7 +36,7 @@ class Asked:
 
 
 def slots_of(opt):
-    return list(opt._snapshot()["slots"])
+    return list(opt._snapshot().slots)
 
 
 # Memory.
@@ -62,7 +62,7 @@ def test_state_of_keras_without_sums_is_not_that_of_an_optimizer_that_sums():
         opt.import_state("keras3", [np.int64(7), np.float32(0.001), np.zeros(4)])
     state = [np.int64(7), np.float32(0.001), np.full(4, 3.0), np.zeros(4)]  # a sum of one call
     opt.import_state("keras3", state)
-    assert (opt.iterations, opt._snapshot()["calls"]) == (3, 1)
+    assert (opt.iterations, opt._snapshot().calls) == (3, 1)
     opt.gradient_accumulation_steps = None
     opt.step(params, [np.full(4, 1.0)])
     assert_same_bits(opt.weights[0], np.full(4, (1 - 0.9) * 4.0), "the mean of 3 and 1, squared")
@@ -345,7 +345,7 @@ def test_a_parameter_without_gradients_in_a_cycle_has_none_after_a_round_trip():
     twin, p = RMSprop(**arguments), copy.deepcopy(w)
     twin.build(p)
     twin.import_state("keras3", opt.export_state("keras3", keras_form(w, 3)))
-    assert twin._snapshot()["pending"] == [True, False]
+    assert twin._snapshot().pending == [True, False]
     before = p[1].copy()
     for x, params in ((opt, w), (twin, p)):
         x.step(params, [np.ones(2), None])
@@ -785,7 +785,7 @@ def test_bind_checks_gradients_as_a_step_does(built):
         opt.bind(params, grads)
     opt.bind(params, [np.ones(2)])
     after = opt._snapshot()
-    assert_same_bits(after["slots"]["gradient_sum"][0], before["slots"]["gradient_sum"][0])
+    assert_same_bits(after.slots["gradient_sum"][0], before.slots["gradient_sum"][0])
     assert opt.skipped_steps == 0
 
 
@@ -840,7 +840,7 @@ def test_averages_and_frameworks_that_have_none():
     with pytest.raises(ValueError, match=r"^torch keeps no average of the weights"):
         opt.import_state("torch", state)
     with pytest.raises(ValueError, match=r"^torch keeps no average of the weights"):
-        interchange.write("torch", state, opt._snapshot()["slots"], 0)
+        interchange.write("torch", state, opt._snapshot().slots, 0)
 
 
 # What other code does in the middle of a call.

@@ -25,52 +25,70 @@
 #define RMSPROP_X86 1
 
 #define RMSPROP_ISA avx2
-#define RMSPROP_TARGET __attribute__((target("avx2")))
+#define AVX2_TARGET __attribute__((target("avx2")))
+#define RMSPROP_TARGET AVX2_TARGET
 #include "../include/rmsprop.h"
 
 #define RMSPROP_ISA avx512
-#define RMSPROP_TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
+#define AVX512_TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
+#define RMSPROP_TARGET AVX512_TARGET
 #include "../include/rmsprop.h"
 #else
 #define RMSPROP_X86 0
 #endif
 
-#define F32(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32,
-#define F64(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64,
-#define F32_AVX2(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32_avx2,
-#define F64_AVX2(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64_avx2,
-#define F32_AVX512(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32_avx512,
-#define F64_AVX512(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64_avx512,
+/* The functions of a row: those of the template, which are typed, behind untyped pointers. Most
+ * steps are the variant alone, and need not go tile by tile. */
+#define ROW_FUNCTIONS(ending, target)                                                              \
+    target static void run##ending(int variant, int passes, void *p, void *g, void *a, void *m,    \
+                                   void *mean, void *ema, void *sum, size_t n,                     \
+                                   const rmsprop_scalars *scalars)                                 \
+    {                                                                                              \
+        if (passes == RMSPROP_UPDATE && sum == NULL) {                                             \
+            variants##ending[variant](p, g, a, m, mean, n, scalars);                               \
+        } else {                                                                                   \
+            rmsprop_blocks##ending(variants##ending[variant], passes, p, g, a, m, mean, ema, sum,  \
+                                   n, scalars);                                                    \
+        }                                                                                          \
+    }                                                                                              \
+    target static void block_sums##ending(const void *g, size_t n, double *sums)                   \
+    {                                                                                              \
+        rmsprop_block_sums##ending(g, n, sums);                                                    \
+    }                                                                                              \
+    target static int finite##ending(const void *g, size_t n, const rmsprop_scalars *scalars)      \
+    {                                                                                              \
+        return rmsprop_finite##ending(g, n, scalars);                                              \
+    }
+#define ROW(isa, ending) {isa, run##ending, block_sums##ending, finite##ending}
 
-static const rmsprop_kernels compiled[] = {
-    {"portable",
-     {RMSPROP_EACH_VARIANT(F32)},
-     {RMSPROP_EACH_VARIANT(F64)},
-     rmsprop_blocks_f32,
-     rmsprop_blocks_f64,
-     rmsprop_block_sums_f32,
-     rmsprop_block_sums_f64,
-     rmsprop_finite_f32,
-     rmsprop_finite_f64},
+#define VARIANT_F32(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32,
+#define VARIANT_F64(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64,
+static rmsprop_kernel_f32 *const variants_f32[] = {RMSPROP_EACH_VARIANT(VARIANT_F32)};
+static rmsprop_kernel_f64 *const variants_f64[] = {RMSPROP_EACH_VARIANT(VARIANT_F64)};
+ROW_FUNCTIONS(_f32, )
+ROW_FUNCTIONS(_f64, )
+
 #if RMSPROP_X86
-    {"avx2",
-     {RMSPROP_EACH_VARIANT(F32_AVX2)},
-     {RMSPROP_EACH_VARIANT(F64_AVX2)},
-     rmsprop_blocks_f32_avx2,
-     rmsprop_blocks_f64_avx2,
-     rmsprop_block_sums_f32_avx2,
-     rmsprop_block_sums_f64_avx2,
-     rmsprop_finite_f32_avx2,
-     rmsprop_finite_f64_avx2},
-    {"avx512",
-     {RMSPROP_EACH_VARIANT(F32_AVX512)},
-     {RMSPROP_EACH_VARIANT(F64_AVX512)},
-     rmsprop_blocks_f32_avx512,
-     rmsprop_blocks_f64_avx512,
-     rmsprop_block_sums_f32_avx512,
-     rmsprop_block_sums_f64_avx512,
-     rmsprop_finite_f32_avx512,
-     rmsprop_finite_f64_avx512},
+#define VARIANT_F32_AVX2(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32_avx2,
+#define VARIANT_F64_AVX2(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64_avx2,
+static rmsprop_kernel_f32 *const variants_f32_avx2[] = {RMSPROP_EACH_VARIANT(VARIANT_F32_AVX2)};
+static rmsprop_kernel_f64 *const variants_f64_avx2[] = {RMSPROP_EACH_VARIANT(VARIANT_F64_AVX2)};
+ROW_FUNCTIONS(_f32_avx2, AVX2_TARGET)
+ROW_FUNCTIONS(_f64_avx2, AVX2_TARGET)
+
+#define VARIANT_F32_AVX512(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f32_avx512,
+#define VARIANT_F64_AVX512(name, centered, momentum, epsilon_in_sqrt) rmsprop_##name##_f64_avx512,
+static rmsprop_kernel_f32 *const variants_f32_avx512[] = {RMSPROP_EACH_VARIANT(VARIANT_F32_AVX512)};
+static rmsprop_kernel_f64 *const variants_f64_avx512[] = {RMSPROP_EACH_VARIANT(VARIANT_F64_AVX512)};
+ROW_FUNCTIONS(_f32_avx512, AVX512_TARGET)
+ROW_FUNCTIONS(_f64_avx512, AVX512_TARGET)
+#endif
+
+static const rmsprop_kernels compiled[][RMSPROP_DTYPES] = {
+    {ROW("portable", _f32), ROW("portable", _f64)},
+#if RMSPROP_X86
+    {ROW("avx2", _f32_avx2), ROW("avx2", _f64_avx2)},
+    {ROW("avx512", _f32_avx512), ROW("avx512", _f64_avx512)},
 #endif
 };
 
@@ -78,34 +96,34 @@ enum { PORTABLE, AVX2, AVX512 };
 
 const rmsprop_kernels *rmsprop_kernels_compiled(int i)
 {
-    return i < (int)(sizeof compiled / sizeof *compiled) ? &compiled[i] : NULL;
+    return i < (int)(sizeof compiled / sizeof *compiled) ? compiled[i] : NULL;
 }
 
 int rmsprop_kernels_supported(const rmsprop_kernels *kernels)
 {
 #if RMSPROP_X86
-    if (kernels == &compiled[AVX2]) {
+    if (kernels == compiled[AVX2]) {
         return __builtin_cpu_supports("avx2");
     }
-    if (kernels == &compiled[AVX512]) { /* & and not &&: any one processor takes every path here */
+    if (kernels == compiled[AVX512]) { /* & and not &&: any one processor takes every path here */
         return (__builtin_cpu_supports("avx512f") != 0) &
                (__builtin_cpu_supports("avx512vl") != 0) &
                (__builtin_cpu_supports("avx512dq") != 0) &
                (__builtin_cpu_supports("avx512bw") != 0);
     }
 #endif
-    return kernels == &compiled[PORTABLE];
+    return kernels == compiled[PORTABLE];
 }
 
 const rmsprop_kernels *rmsprop_kernels_best(void)
 {
 #if RMSPROP_X86
-    if (rmsprop_kernels_supported(&compiled[AVX512]) && !__builtin_cpu_is("intel")) {
-        return &compiled[AVX512];
+    if (rmsprop_kernels_supported(compiled[AVX512]) && !__builtin_cpu_is("intel")) {
+        return compiled[AVX512];
     }
-    if (rmsprop_kernels_supported(&compiled[AVX2])) {
-        return &compiled[AVX2];
+    if (rmsprop_kernels_supported(compiled[AVX2])) {
+        return compiled[AVX2];
     }
 #endif
-    return &compiled[PORTABLE];
+    return compiled[PORTABLE];
 }

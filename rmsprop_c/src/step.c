@@ -43,43 +43,21 @@ static inline char *at(char *buffer, intptr_t offset)
     return buffer == NULL ? NULL : buffer + offset;
 }
 
-/* Does so many passes over the bytes [begin, end) of a tensor. */
-static void pass_over(const rmsprop_job *job, const rmsprop_tensor *t, intptr_t begin, intptr_t end,
-                      int passes, const rmsprop_scalars *scalars)
+static inline const rmsprop_kernels *kernels_of(const rmsprop_job *job, const rmsprop_tensor *t)
 {
-    const rmsprop_kernels *kernels = job->kernels;
-    char *sum = job->summing ? at(t->slots[RMSPROP_GRADIENT_SUM], begin) : NULL;
-    char *p = t->param + begin, *a = t->slots[RMSPROP_ACCUMULATOR] + begin;
-    char *g = at(t->grad, begin), *m = at(t->slots[RMSPROP_MOMENTUM], begin);
-    char *mean = at(t->slots[RMSPROP_AVERAGE_GRADIENT], begin);
-    char *ema = at(t->slots[RMSPROP_MOVING_AVERAGE], begin);
-    const size_t n = (size_t)(end - begin) / (size_t)t->itemsize;
-    if (t->itemsize == 4) {
-        kernels->blocks_f32(kernels->update_f32[job->variant], passes, (float *)p, (float *)g,
-                            (float *)a, (float *)m, (float *)mean, (float *)ema, (float *)sum, n,
-                            scalars);
-    } else {
-        kernels->blocks_f64(kernels->update_f64[job->variant], passes, (double *)p, (double *)g,
-                            (double *)a, (double *)m, (double *)mean, (double *)ema, (double *)sum,
-                            n, scalars);
-    }
+    return &job->kernels[t->itemsize == 8 ? RMSPROP_FLOAT64 : RMSPROP_FLOAT32];
 }
 
-/* The kernel alone over the bytes [begin, end) of a tensor. */
-static void update(const rmsprop_job *job, const rmsprop_tensor *t, intptr_t begin, intptr_t end,
-                   const rmsprop_scalars *scalars)
+/* Does so many passes over the bytes [begin, end) of a tensor. */
+static inline void pass_over(const rmsprop_job *job, const rmsprop_tensor *t, intptr_t begin,
+                             intptr_t end, int passes, const rmsprop_scalars *scalars)
 {
-    char *p = t->param + begin, *a = t->slots[RMSPROP_ACCUMULATOR] + begin;
-    char *g = t->grad + begin, *m = at(t->slots[RMSPROP_MOMENTUM], begin);
-    char *mean = at(t->slots[RMSPROP_AVERAGE_GRADIENT], begin);
-    const size_t n = (size_t)(end - begin) / (size_t)t->itemsize;
-    if (t->itemsize == 4) {
-        job->kernels->update_f32[job->variant]((float *)p, (const float *)g, (float *)a, (float *)m,
-                                               (float *)mean, n, scalars);
-    } else {
-        job->kernels->update_f64[job->variant]((double *)p, (const double *)g, (double *)a,
-                                               (double *)m, (double *)mean, n, scalars);
-    }
+    kernels_of(job, t)->run(
+        job->variant, passes, t->param + begin, t->has_grad ? t->grad + begin : NULL,
+        t->slots[RMSPROP_ACCUMULATOR] + begin, at(t->slots[RMSPROP_MOMENTUM], begin),
+        at(t->slots[RMSPROP_AVERAGE_GRADIENT], begin), at(t->slots[RMSPROP_MOVING_AVERAGE], begin),
+        job->summing ? at(t->slots[RMSPROP_GRADIENT_SUM], begin) : NULL,
+        (size_t)(end - begin) / (size_t)t->itemsize, scalars);
 }
 
 /* Updates what lies between the cuts k and k + 1. */
@@ -113,11 +91,7 @@ static void update_share(const void *argument, int k)
         if (!t->active) {
             passes &= RMSPROP_AVERAGE | RMSPROP_OVERWRITE;
         }
-        if (passes == RMSPROP_UPDATE && !job->summing) {
-            update(job, t, begin, end, scalars);
-        } else {
-            pass_over(job, t, begin, end, passes, scalars);
-        }
+        pass_over(job, t, begin, end, passes, scalars);
     }
 }
 
@@ -214,25 +188,15 @@ static void collect(const rmsprop_tensor *t, const char *source, size_t first, s
     }
 }
 
-/* Sums the squares of the blocks of so many elements that lie side by side. */
-static void sum_blocks(const rmsprop_job *job, const rmsprop_tensor *t, const char *g, size_t n,
-                       double *sums)
-{
-    if (t->itemsize == 4) {
-        job->kernels->block_sums_f32((const float *)(const void *)g, n, sums);
-    } else {
-        job->kernels->block_sums_f64((const double *)(const void *)g, n, sums);
-    }
-}
-
-/* The same of a gradient in Fortran's order, in C's order: that is the one of the norm. */
+/* The sums of squares of the blocks of a gradient in Fortran's order, in C's order: that is the one
+ * of the norm. */
 static void sum_across(const rmsprop_job *job, const rmsprop_tensor *t, const char *g, size_t begin,
                        size_t end, double *sums, char *panel)
 {
     for (; begin < end; begin += RMSPROP_PANEL, sums += RMSPROP_PANEL / RMSPROP_BLOCK) {
         const size_t count = smaller(end - begin, RMSPROP_PANEL);
         collect(t, g, begin, count, panel);
-        sum_blocks(job, t, panel, count, sums);
+        kernels_of(job, t)->block_sums(panel, count, sums);
     }
 }
 
@@ -256,7 +220,7 @@ static void sum_share(const void *argument, int k)
         if (job->summing) {
             add(job, t, begin, end);
         }
-        sum_blocks(job, t, g + begin * (size_t)t->itemsize, end - begin, sums);
+        kernels_of(job, t)->block_sums(g + begin * (size_t)t->itemsize, end - begin, sums);
     }
 }
 
@@ -268,15 +232,14 @@ static void check_share(const void *argument, int k)
     for (intptr_t i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &job->tensors[i];
         size_t begin, end;
-        if (t->grad == NULL || block_range(job, t, k, &begin, &end) == 0) {
+        if (!t->has_grad || block_range(job, t, k, &begin, &end) == 0) {
             continue;
         }
         if (job->settings.parameter_clipnorm > 0 && !job->summing) {
             own.scale = t->scale;
         }
         const void *g = t->grad + begin * (size_t)t->itemsize;
-        if (!(t->itemsize == 4 ? job->kernels->finite_f32(g, end - begin, &own)
-                               : job->kernels->finite_f64(g, end - begin, &own))) {
+        if (!kernels_of(job, t)->finite(g, end - begin, &own)) {
             rmsprop_threads_flag(&t->nonfinite);
             rmsprop_threads_flag(&job->nonfinite);
         }
@@ -401,7 +364,7 @@ void rmsprop_finish(const rmsprop_job *job)
             land(t, NULL, t->grad_landing, t->grad_strides, 0);
         }
         if (job->summing) {
-            t->pending = !job->updates && (t->pending || t->grad != NULL);
+            t->pending = !job->updates && (t->pending || t->has_grad);
         }
     }
 }
@@ -412,8 +375,16 @@ void rmsprop_clear(const rmsprop_job *job)
         const rmsprop_tensor *t = &job->tensors[i];
         if (t->grad_landing != NULL) {
             land(t, NULL, t->grad_landing, t->grad_strides, 0);
-        } else if (t->grad != NULL) {
+        } else if (t->has_grad) {
             memset(t->grad, 0, (size_t)(t->size * t->itemsize));
         }
     }
+}
+
+void rmsprop_update_alone(const rmsprop_kernels *kernels, void *p, const void *g, void *a, size_t n,
+                          const void *scalars)
+{
+    const rmsprop_fenv found = rmsprop_fenv_enter();
+    kernels->run(0, RMSPROP_UPDATE, p, (void *)g, a, NULL, NULL, NULL, NULL, n, scalars);
+    rmsprop_fenv_leave(found);
 }

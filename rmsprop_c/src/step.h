@@ -3,6 +3,7 @@
  *
  * A step is made in this order:
  *
+ *     rmsprop_begin(job, settings, needed, iterations, calls, scaled);
  *     rmsprop_line_up_anew(job); for each tensor rmsprop_line_up(tensor, job);
  *     rmsprop_perform(job);
  *     if (!job->nonfinite) rmsprop_finish(job);
@@ -66,7 +67,8 @@ typedef struct {
 
 typedef struct {
     char *param;                /* of this step: the user's buffer, or a staged copy */
-    char *grad;                 /* NULL: none; written by zero_grad only */
+    char *grad;                 /* where it has one; written by zero_grad only */
+    int has_grad;               /* in this step */
     int active;                 /* has a gradient to follow in this step, its own or a sum */
     char *slots[RMSPROP_SLOTS]; /* NULL: not made yet */
     intptr_t size;              /* elements */
@@ -90,7 +92,7 @@ typedef struct {
 } rmsprop_tensor;
 
 typedef struct {
-    const rmsprop_kernels *kernels;
+    const rmsprop_kernels *kernels; /* the two rows of an instruction set */
     rmsprop_tensor *tensors;
     intptr_t count;
     intptr_t active;    /* tensors with a gradient to follow */
@@ -102,7 +104,7 @@ typedef struct {
     int updates;        /* this call updates */
     int dry;            /* nothing is written: gradients are looked at, as nonfinite wants it */
     int transposed;     /* a gradient may lie in Fortran's order */
-    int each;           /* tensors differ in lr_scale, weight decay or scale */
+    int each;           /* tensors differ in lr_scale or scale */
     int variant;        /* of the kernel */
     int passes;         /* around it */
     rmsprop_settings settings; /* as they were when the step began */
@@ -115,6 +117,76 @@ typedef struct {
     int one_shot;  /* for more than one: in a team of their own, see team.h */
     int needed;    /* bits of the slots that this step leaves: 1 << RMSPROP_ACCUMULATOR, ... */
 } rmsprop_job;
+
+/* How many calls make an update. */
+static inline int64_t rmsprop_cycle(const rmsprop_settings *settings)
+{
+    /* None is NaN, which is not more than 1. */
+    return settings->gradient_accumulation_steps > 1
+               ? (int64_t)settings->gradient_accumulation_steps
+               : 1;
+}
+
+/* Which slots the settings ask for, as bits: 1 << RMSPROP_ACCUMULATOR, ... */
+static inline int rmsprop_slots_needed(const rmsprop_settings *settings)
+{
+    return 1 << RMSPROP_ACCUMULATOR | (settings->momentum > 0) << RMSPROP_MOMENTUM |
+           (settings->centered != 0) << RMSPROP_AVERAGE_GRADIENT |
+           (settings->use_ema != 0) << RMSPROP_MOVING_AVERAGE |
+           (settings->gradient_accumulation_steps > 1) << RMSPROP_GRADIENT_SUM;
+}
+
+/* Is there nothing in them that float32 could round to a value with which training ends? Where this
+ * says no, check_float32 in hyperparameters.py knows. It costs 2 ns of each step. */
+static inline int rmsprop_fit_float32(const rmsprop_settings *settings)
+{
+    const double least = 0x1p-149, most = 0x1p127;
+    const double least_epsilon = settings->bias_correction != 0 ? 0x1p-124 : least;
+    double kept = settings->rho; /* of what is kept at a step the largest share */
+    kept = settings->momentum > kept ? settings->momentum : kept;
+    kept = settings->ema_momentum > kept ? settings->ema_momentum : kept;
+    return kept < 1 - 0x1p-25 && settings->epsilon + settings->weight_decay < most &&
+           (settings->epsilon >= least_epsilon || settings->epsilon == 0) &&
+           !(settings->clipnorm < least && settings->clipnorm > 0) &&
+           !(settings->clipvalue < least && settings->clipvalue > 0) &&
+           !(settings->parameter_clipnorm < least && settings->parameter_clipnorm > 0);
+}
+
+/* What a call is to do, from the settings and the slots that they need: the updates made so far,
+ * the calls since the latest one with this one, and whether tensors have an lr_scale. */
+static inline void rmsprop_begin(rmsprop_job *restrict job,
+                                 const rmsprop_settings *restrict settings, int needed,
+                                 int64_t iterations, int64_t calls, int scaled)
+{
+    const int64_t cycle = rmsprop_cycle(settings);
+    job->settings = *settings;
+    job->iterations = iterations;
+    job->calls = calls;
+    job->summing = cycle > 1 || calls > 1; /* in a cycle that ends early, too */
+    job->updates = calls >= cycle;
+    job->needed = needed | job->summing << RMSPROP_GRADIENT_SUM;
+    job->variant = 6 * (settings->centered != 0) + (settings->epsilon_in_sqrt != 0) +
+                   (settings->momentum == 0   ? 0
+                    : settings->nesterov != 0 ? 4
+                                              : 2);
+    job->each = scaled || settings->parameter_clipnorm > 0;
+    job->passes = (job->summing ? RMSPROP_ADD : 0) |
+                  (settings->use_ema != 0 ? RMSPROP_AVERAGE : 0) |
+                  (settings->zero_grad != 0 ? RMSPROP_ZERO_GRAD : 0);
+    if (job->updates) {
+        job->passes |= RMSPROP_UPDATE | (settings->flush_subnormals != 0 ? RMSPROP_FLUSH : 0);
+        if (settings->weight_decay > 0) {
+            job->passes |=
+                settings->decoupled_weight_decay != 0 ? RMSPROP_DECAY : RMSPROP_DECAY_GRAD;
+        }
+    }
+    if (settings->use_ema != 0 && settings->ema_overwrite_frequency >= 1 &&
+        (iterations + 1) % (int64_t)settings->ema_overwrite_frequency == 0) {
+        job->passes |= RMSPROP_OVERWRITE;
+    }
+    job->block_sums = NULL;
+    job->nonfinite = 0;
+}
 
 /* Begins the flat range. */
 static inline void rmsprop_line_up_anew(rmsprop_job *job)
@@ -130,7 +202,7 @@ static inline void rmsprop_line_up(rmsprop_tensor *t, rmsprop_job *job)
     t->start = t->stop = job->bytes;
     t->first_block = job->blocks;
     t->nonfinite = 0;
-    t->active = t->grad != NULL || (t->pending && job->updates);
+    t->active = t->has_grad || (t->pending && job->updates);
     if (t->active) {
         job->blocks += rmsprop_block_count((size_t)t->size);
         job->active++;
@@ -151,5 +223,9 @@ void rmsprop_finish(const rmsprop_job *job);
 
 /* Clears the gradients of a step that is left out: else a NaN in a sum of them stays. */
 void rmsprop_clear(const rmsprop_job *job);
+
+/* The variant without options over n elements: for C and Cython code of others. */
+void rmsprop_update_alone(const rmsprop_kernels *kernels, void *p, const void *g, void *a, size_t n,
+                          const void *scalars);
 
 #endif
