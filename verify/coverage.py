@@ -6,7 +6,7 @@ line tracing can't do. A branch of the binding is one of its own decisions (if, 
 those that only ask whether a call has raised are left out. What stays uncovered needs a reason in
 reasons.json.
 
-    python check/gcov.py [arguments of pytest]
+    python verify/coverage.py [arguments of pytest]
 """
 
 import json
@@ -27,7 +27,7 @@ ORIGIN = re.compile(r'/\* "rmsprop_c/(_core\.pyx|binding/\w+\.pxi)":(\d+)$')
 DECISION = re.compile(r"\s*if \((?:(?:un)?likely\()?!?\(?__pyx_t_\d+\)*\s*(?:\{|break;)")
 LOOP = re.compile(r"\bfor .* in ")
 # What is Python alone, on top of the core.
-DOORS = [f"--ignore=tests/test_{name}.py" for name in ("docs", "doors", "rnn", "scipy", "sklearn")]
+INTEGRATIONS = ["--ignore=tests/docs", "--ignore=tests/integrations"]
 # Children of a fork leave by os._exit, behind gcov's back.
 EXIT = """
 import ctypes, os, sys
@@ -120,7 +120,7 @@ def main():
         python = environment(folder, tree, first="import dump_at_exit", **SLOWER)
         (tree / "dump_at_exit.py").write_text(EXIT)
         command = [python, "-m", "pytest", "-q", "--timeout=1500", "-p", "no:cacheprovider"]
-        command += [*DOORS, *SUITE, *sys.argv[1:]]
+        command += [*INTEGRATIONS, *SUITE, *sys.argv[1:]]
         with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, text=True) as suite:
             for line in suite.stdout:
                 tqdm.write(line.rstrip())

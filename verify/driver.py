@@ -2,7 +2,7 @@
 
 What is not installed here is skipped, and the report says so.
 
-    python check/driver.py
+    python verify/driver.py
 """
 
 import os
@@ -18,7 +18,7 @@ from shared import CC, EXACT, ROOT, record
 from tqdm import tqdm
 
 PACKAGE = ROOT / "rmsprop_c"
-SOURCES = [ROOT / "check/driver.c", *sorted(PACKAGE.glob("src/*.c"))]
+SOURCES = [ROOT / "verify/driver.c", *sorted(PACKAGE.glob("src/*.c"))]
 COMMON = ["-std=gnu11", "-g", *EXACT, f"-I{PACKAGE}"]
 VALGRIND = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--trace-children=no"]
 TSAN = {"TSAN_OPTIONS": "exitcode=66:die_after_fork=0:report_thread_leaks=0"}

@@ -1,7 +1,7 @@
 """The errors of a step against higher precision, as fractions of the bounds of docs/numerics.md.
 
-python tests/errors.py            # the figures of docs/numerics.md, in some minutes
-python tests/errors.py --write    # and the worst cases into tests/worst_cases.json
+python verify/error_bounds.py            # the figures of docs/numerics.md, in some minutes
+python verify/error_bounds.py --write    # and the worst cases into tests/exactness/worst_cases.json
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rmsprop_c import RMSprop, reference
 
-WORST_CASES = Path(__file__).with_name("worst_cases.json")
+WORST_CASES = Path(__file__).resolve().parents[1] / "tests" / "exactness" / "worst_cases.json"
 DIGITS = decimal.Context(prec=60)
 VALUES = ("p", "g", "a", "lr", "rho", "epsilon")
 KEPT = 4  # worst cases of each kind

@@ -3,8 +3,8 @@
 exhaustive.c is rmsprop.h compiled without vectorisation; the kernels are those of the installed
 package. Parameters and accumulators are compared, NaN's sign and payload aside.
 
-    python bench/exhaustive.py                  # 100 seconds of processor time
-    python bench/exhaustive.py --p 0 --a 0      # from another parameter and accumulator
+    python verify/exhaustive.py                  # 100 seconds of processor time
+    python verify/exhaustive.py --p 0 --a 0      # from another parameter and accumulator
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Hostile checkpoints and configs: ``python tests/fuzz.py --seconds 600 [--seed 1]``.
+"""Hostile checkpoints and configs: ``python verify/fuzz.py --seconds 600 [--seed 1]``.
 
-It mutates the checkpoints of tests/corpus for `RMSprop.load` and their configs for
+It mutates the checkpoints of tests/checkpoint/corpus for `RMSprop.load` and their configs for
 `RMSprop.from_config`. Anything but success, ValueError and TypeError fails, and so does a case that
 takes longer than a second or 100 MB. What is loaded must work: it makes a step, and comes back the
 same from another checkpoint. A failing case is written to the folder for temporary files.
@@ -21,7 +21,7 @@ import numpy as np
 
 from rmsprop_c import RMSprop, checkpoint, schedules
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).resolve().parents[1] / "tests" / "checkpoint" / "corpus"
 SECONDS, MEGABYTES = 1.0, 100
 REASONS = (ValueError, TypeError, KeyError, RecursionError)  # what load makes a ValueError of
 

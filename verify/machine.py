@@ -1,4 +1,4 @@
-"""Long runs of anything: ``python tests/machine.py --seconds 600 [--seed 1]``.
+"""Long runs of anything: ``python verify/machine.py --seconds 600 [--seed 1]``.
 
 A state machine makes every public call, changes every option in the middle of a run, copies, saves,
 imports, asks for what can't be done, and moves arrays about. After each of these the optimizer is

@@ -1,4 +1,4 @@
-/* The functions of a (mutated) rmsprop.h, by address, for check/mutate_c.py. */
+/* The functions of a (mutated) rmsprop.h, by address, for verify/mutate_c.py. */
 #include "rmsprop.h"
 
 typedef void (*function)(void);

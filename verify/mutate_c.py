@@ -4,7 +4,7 @@ Each mutant is compiled for one instruction set (the others are the same text) a
 that end where a page without access begins, so that reading too far kills as well. Lines that only
 prefetch are left alone: they change no result.
 
-    python check/mutate_c.py [--sample N]
+    python verify/mutate_c.py [--sample N]
 """
 
 import argparse
@@ -405,7 +405,7 @@ def judge(folder, source, mutant):
     (own / "rmsprop.h").write_text(mutant.apply(source) if mutant else source)
     library = own / "mutant.so"
     command = [*CC, "-O0", "-w", f"-I{own}", *EXACT, "-shared", "-fPIC", "-o", library]
-    command += [ROOT / "check/mutants.c", "-lm"]
+    command += [ROOT / "verify/mutants.c", "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     except subprocess.CalledProcessError as error:

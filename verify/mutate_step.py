@@ -4,7 +4,7 @@ Those are the bits that it finds with the portable kernels, and whether the poli
 tables say. Each is built with AddressSanitizer and UndefinedBehaviorSanitizer, so that reading or
 writing too far kills as well.
 
-    python check/mutate_step.py [--sample N] [files]
+    python verify/mutate_step.py [--sample N] [files]
 """
 
 import argparse
@@ -30,7 +30,7 @@ SECONDS = 60  # a healthy one takes two or three
 def compiled(folder, changing):
     """What does not change."""
     objects = []
-    for path in [ROOT / "check/driver.c", *sorted(PACKAGE.glob("src/*.c"))]:
+    for path in [ROOT / "verify/driver.c", *sorted(PACKAGE.glob("src/*.c"))]:
         if path != changing:
             objects.append(Path(folder, path.stem + ".o"))
             run([*COMMAND, "-c", path, "-o", objects[-1]])

@@ -4,7 +4,7 @@ Every shell block runs in the root of the clone, and the blocks of Python of a p
 is saved there, where the source folder lies beside it. Commands that take long or that are steps of
 .ci/run are listed below with the reason.
 
-python check/readers.py [pages]      # README.md docs/torch.md ...
+python verify/readers.py [pages]      # README.md docs/torch.md ...
 """
 
 import os
@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(sh|c|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(python -m rmsprop_c [a-z]+)`")
 ELSEWHERE = {
     r"make (run|test|guard)\b": "a step of .ci/run",
-    r"make bench\b": "tests/test_bench.py runs the comparison; all peers take 3 GB",
+    r"make bench\b": "tests/docs/test_bench.py runs the comparison; all peers take 3 GB",
     r"make results\b": "40 minutes",
     r"bench/\.venv/bin/python bench/torch_door\.py": "6 minutes, in an environment of its own",
 }

@@ -1,6 +1,6 @@
 """Everything that is too slow for `make test`, one after the other; figures go into the report.
 
-python check/run.py [names of CHECKS]
+python verify/run.py [names of CHECKS]
 """
 
 import re
@@ -11,15 +11,15 @@ from shared import ROOT, record
 from tqdm import tqdm
 
 SECONDS = 600  # of a search
-CHECKS = ("driver", "asan", "aarch64", "newest", "gcov", "mutate_c", "mutate_step", "fuzz")
+CHECKS = ("driver", "asan", "aarch64", "newest", "coverage", "mutate_c", "mutate_step", "fuzz")
 CHECKS += ("machine", "mutate_py")
-# They live with the tests, which have a corpus and a minute of them.
+# Searches of a given time, of which the tests run some.
 SEARCHES = {"fuzz": "Fuzzing of `load` and `from_config`", "machine": "Long runs of anything"}
 
 
 def search(name):
     """Run one of SEARCHES, and record its last line."""
-    command = [sys.executable, f"tests/{name}.py", "--seconds", str(SECONDS)]
+    command = [sys.executable, f"verify/{name}.py", "--seconds", str(SECONDS)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         lines = [line.rstrip() for line in process.stdout]
     last = re.sub(r"\s+", " ", lines[-1]) if lines else "said nothing"
@@ -30,13 +30,13 @@ def search(name):
 
 def main():
     failed = []
-    with tqdm(sys.argv[1:] or CHECKS, unit="check") as progress:
+    with tqdm(sys.argv[1:] or CHECKS, unit="verify") as progress:
         for name in progress:
             progress.set_description(name)
             if name in SEARCHES:
                 code = search(name)
             else:
-                code = subprocess.run([sys.executable, f"check/{name}.py"], cwd=ROOT, check=False)
+                code = subprocess.run([sys.executable, f"verify/{name}.py"], cwd=ROOT, check=False)
                 code = code.returncode
             failed += [name] * (code != 0)
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")

@@ -57,6 +57,9 @@ np.save(sys.argv[6] + "/result.npy", [p[:period], accumulator])
 """
 
 
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.plain
 @pytest.mark.parametrize(("shares", "tensors", "clipnorm"), [(1, 1, 0), (5, 1, 0), (3, 2, 10**9)])
 def test_a_step_past_2_to_the_31_elements_has_the_reference_bits(
     tmp_path, shares, tensors, clipnorm

@@ -10,7 +10,9 @@ import pytest
 
 from rmsprop_c import RMSprop, optimizer
 
-BENCH = Path(__file__).parent.parent / "bench"
+pytestmark = pytest.mark.plain
+
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture(scope="module", autouse=True)

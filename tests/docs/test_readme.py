@@ -15,7 +15,9 @@ import rmsprop_c
 from rmsprop_c import RMSprop, _core, presets
 from rmsprop_c.hyperparameters import OPTIONS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+pytestmark = pytest.mark.plain
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def blocks(language):

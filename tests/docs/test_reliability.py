@@ -1,4 +1,4 @@
-"""What `make check` left behind fits together: figures, reasons and the report made of them."""
+"""What `make verify` left behind fits together: figures, reasons and the report made of them."""
 
 import importlib.util
 import json
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SPEC = importlib.util.spec_from_file_location("shared", ROOT / "check" / "shared.py")
+pytestmark = pytest.mark.plain
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("shared", ROOT / "verify" / "shared.py")
 shared = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(shared)
 RESULTS = json.loads(shared.RESULTS.read_text())

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from rmsprop_c import RMSprop
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "rnn.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "rnn.py"
 
 
 @pytest.fixture

@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 from common import assert_same_bits
-from errors import DIGITS, KEPT, SEARCHED, WORST_CASES, cancellation, judge, sample, spread, wide
+from error_bounds import (
+    DIGITS,
+    KEPT,
+    SEARCHED,
+    WORST_CASES,
+    cancellation,
+    judge,
+    sample,
+    spread,
+    wide,
+)
 from hypothesis import assume, given, settings, strategies as st
 
 from rmsprop_c import RMSprop, reference, set_num_threads

@@ -16,7 +16,7 @@ from common import assert_same_bits
 
 from rmsprop_c import RMSprop, constraints, reference
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent
 CASES = json.loads((FOLDER / "golden.json").read_text())
 ARRAYS = np.load(FOLDER / "golden.npz")
 

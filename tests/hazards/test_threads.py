@@ -210,6 +210,7 @@ def test_staged_steps_from_many_threads_are_serialised(model):
         assert_same_bits(found, want)
 
 
+@pytest.mark.alone
 def test_a_long_step_lets_other_threads_run():
     p = np.ones(1 << 21, np.float32)
     opt, g = RMSprop(), np.ones_like(p)
@@ -430,6 +431,7 @@ READERS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it asks Linux who sleeps")
 @pytest.mark.parametrize("name", READERS)
 def test_who_waits_for_a_step_gets_its_turn_after_it(name, tmp_path, monkeypatch):
@@ -460,6 +462,7 @@ def test_who_waits_for_a_step_gets_its_turn_after_it(name, tmp_path, monkeypatch
     assert opt.iterations == 51
 
 
+@pytest.mark.alone
 def test_threads_that_step_all_the_time_take_turns(model):
     opt, barrier = RMSprop(), threading.Barrier(3)
     opt.build(model[0])

@@ -516,7 +516,7 @@ def test_importing_it_without_scikit_learn_says_what_to_install(tmp_path):
 
 
 def test_the_page_lists_every_parameter_of_ours():
-    page = (Path(__file__).parent.parent / "docs/sklearn.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/sklearn.md").read_text()
     table = page.split("## Parameters")[1].split("\n## ")[0]
     listed = {
         name

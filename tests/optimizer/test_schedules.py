@@ -18,7 +18,7 @@ from rmsprop_c.schedules import (
 )
 
 # Written by tests/peers/record_schedules.py from Keras 3 in float64.
-with np.load(Path(__file__).parent / "peers" / "recorded" / "schedules.npz") as file:
+with np.load(Path(__file__).parents[1] / "peers" / "recorded" / "schedules.npz") as file:
     CASES = [json.loads(case) for case in file["cases"].tolist()]
     VALUES = file["values"]
 

@@ -1,5 +1,7 @@
 """What the tests share: equality of bits, and arrays that lie awkwardly in memory."""
 
+import re
+
 import numpy as np
 
 
@@ -77,3 +79,8 @@ def layouts(ndim):
 
 
 LAYOUTS = tuple(layouts(2))
+
+
+def label(value):
+    """The value as the id of a test, the same in each process: without addresses."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))

@@ -16,7 +16,7 @@ from cases import DTYPES, grid, inputs
 from frameworks import DISTRIBUTIONS, FRAMEWORKS, trajectory
 from tqdm import tqdm
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 CALLS = (1, 2, 10, 50)
 
 

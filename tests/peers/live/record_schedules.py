@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-RECORDED = Path(__file__).parent / "recorded" / "schedules.npz"
+RECORDED = Path(__file__).parents[1] / "recorded" / "schedules.npz"
 STEPS = 1000  # values of steps 0 to 1000
 
 CASES = [

@@ -1,6 +1,6 @@
 """`RMSprop.like` computes what the frameworks that are installed compute, at every call.
 
-Tolerances are those of tests/test_peers.py. Run it in the peers' environment:
+Tolerances are those of tests/support/recorded.py. Run it in the peers' environment:
 bench/.venv/bin/pytest tests/peers
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cases import DTYPES, LR, grid, inputs
 from frameworks import FRAMEWORKS, LaterTFKeras, trajectory
-from test_peers import assert_close, like, trajectory as our_trajectory
+from recorded import assert_close, like, trajectory as our_trajectory
 
 from rmsprop_c import RMSprop
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[3] / "README.md").read_text()
 CASES = {f"{case.framework}-{case.name}": case for case in grid()}
 MAIN = ("plain", "momentum=0.875", "centered", "momentum=0.875,centered")
 EXCHANGED = [f"{framework}-{name}" for framework in ("torch", "keras3", "optax") for name in MAIN]

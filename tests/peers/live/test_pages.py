@@ -1,14 +1,9 @@
 """The pages of docs/ that need PyTorch or JAX."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from pages import run_integration, run_page
 
 import rmsprop_c
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from pages import run_integration, run_page
 
 
 @pytest.mark.parametrize("name", ["jax.md", "torch.md", "../README.md"])

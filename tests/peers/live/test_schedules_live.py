@@ -37,7 +37,7 @@ def test_every_step_has_the_learning_rate_of_keras(live):
 
 
 def test_the_recorded_values_are_those_of_keras(live):
-    with np.load(RECORDER.parent / "recorded" / "schedules.npz") as recorded:
+    with np.load(RECORDER.parents[1] / "recorded" / "schedules.npz") as recorded:
         assert recorded["cases"].tolist() == live["cases"].tolist()
         np.testing.assert_allclose(recorded["values"], live["values"], rtol=1e-12, atol=1e-13)
 

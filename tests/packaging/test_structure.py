@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "rmsprop_c"
+PACKAGE = Path(__file__).resolve().parents[2] / "rmsprop_c"
 
 # Each imports only from those above it, wherever in the file it does so.
 ORDER = [

@@ -144,7 +144,7 @@ def test_naive_code_for_the_processor_it_was_built_on_is_an_illegal_instruction(
     nehalem, tmp_path, monkeypatch
 ):
     (compiler,) = needed("gcc")
-    naive = Path(__file__).parent / "naive"
+    naive = Path(__file__).parents[1] / "support" / "naive"
     for level, ends in (("x86-64", (0, "stepped\n")), ("haswell", (-signal.SIGILL, ""))):
         library = tmp_path / f"{level}.so"
         flags = ["-O3", f"-march={level}", "-fopenmp", "-shared", "-fPIC"]

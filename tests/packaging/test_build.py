@@ -23,7 +23,7 @@ import pytest
 
 from rmsprop_c import _core, reference
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("kernels", "step", "team", "threads")
 SITE_PACKAGES = Path(np.__file__).parents[1]
 CC = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
@@ -288,7 +288,11 @@ def test_the_sdist_holds_every_source_and_nothing_generated(sdist):
     package |= {f"binding/{path.name}" for path in (ROOT / "rmsprop_c").glob("binding/*.pxi")}
     assert {f"rmsprop_c/{name}" for name in package} <= files
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= files
-    assert {"tests/test_build.py", "tests/conftest.py", "tests/golden/golden.npz"} <= files
+    assert {
+        "tests/packaging/test_build.py",
+        "tests/conftest.py",
+        "tests/golden/golden.npz",
+    } <= files
     generated = {name for name in files if name.endswith((".so", ".pyc", ".o", "_core.c"))}
     assert not generated
 
@@ -325,6 +329,8 @@ def test_an_installed_wheel_passes_its_selftest(python, tmp_path):
     assert "selftest passed" in run(python, "-m", "rmsprop_c", "selftest", cwd=tmp_path).stdout
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 def test_the_import_adds_less_than_15_ms_to_numpys(python, tmp_path):
     """Processor time, whose minimum a busy machine does not change."""
     times = [float(run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[0]) for _ in range(15)]
@@ -380,16 +386,19 @@ def test_openmp_is_used_by_default_where_the_compiler_has_it(python, tmp_path):
     assert run(python, "-c", code, cwd=tmp_path).stdout.strip() == str(available)
 
 
+@pytest.mark.slow
 def test_openmp_0_leaves_it_out_without_a_warning_and_reuses_no_object(without_openmp, tmp_path):
     assert openmp_of(without_openmp, tmp_path) == "None"
     selftest(without_openmp, tmp_path)
 
 
+@pytest.mark.slow
 def test_openmp_auto_does_without_it_where_the_compiler_has_none(fallback, tmp_path):
     assert openmp_of(fallback, tmp_path) == "None"
     selftest(fallback, tmp_path)
 
 
+@pytest.mark.slow
 def test_openmp_1_fails_with_the_reason_where_the_compiler_has_none(source, no_openmp_cc, tmp_path):
     said = build_wheel(source, tmp_path, check=False, RMSPROP_C_OPENMP="1", CC=no_openmp_cc)
     assert "RMSPROP_C_OPENMP=1, but OpenMP can't be used: -fopenmp: " in said
@@ -397,21 +406,25 @@ def test_openmp_1_fails_with_the_reason_where_the_compiler_has_none(source, no_o
     assert not list(tmp_path.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_an_unknown_value_for_openmp_is_refused(source, tmp_path):
     said = build_wheel(source, tmp_path, check=False, RMSPROP_C_OPENMP="yes")
     assert "RMSPROP_C_OPENMP is 'yes'; it must be 0, 1 or auto" in said
     assert not list(tmp_path.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_fast_math_in_the_environment_changes_no_bits(fast_math, tmp_path):
     selftest(fast_math, tmp_path)
 
 
+@pytest.mark.slow
 def test_fast_math_in_the_environment_does_not_flush_subnormals(fast_math, tmp_path):
     code = SUBNORMALS_AROUND_IMPORT
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(fast_math))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["c", "c++"])
 def test_cython_code_calls_the_kernels_and_gets_the_reference_bits(python, tmp_path, language):
     (tmp_path / "user.pyx").write_text(CYTHON_USER)
