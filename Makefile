@@ -111,7 +111,7 @@ results: bench/.venv/installed
 	OPENBLAS_NUM_THREADS=1 bench/.venv/bin/python bench/training.py --models 1e7,3e7 \
 		--out bench/results/training-blas1.json
 	bench/.venv/bin/python bench/rnn_seeds.py --out bench/results/rnn.json
-	bench/.venv/bin/python bench/torch_door.py --out bench/results/torch.json
+	bench/.venv/bin/python bench/torch_integration.py --out bench/results/torch.json
 	bench/.venv/bin/python bench/scipy_noise.py --out bench/results/scipy.json
 	bench/.venv/bin/python bench/sklearn_fit.py --out bench/results/sklearn.json
 	$(MAKE) plots

@@ -82,8 +82,8 @@ cdef extern from "src/threads.h" nogil:
     int rmsprop_threads_openmp()
     int rmsprop_threads_limit()
     int rmsprop_threads_forks()
-    void rmsprop_threads_enter()
-    void rmsprop_threads_leave()
+    void rmsprop_fork_gate_enter()
+    void rmsprop_fork_gate_leave()
     uint64_t rmsprop_threads_self()
     uint64_t rmsprop_threads_survivor()
 
@@ -123,18 +123,18 @@ cdef extern from "src/step.h" nogil:
         bint nonfinite
         int64_t start
         int64_t stop
-        char* landing
-        const cnp.npy_intp* landing_strides
-        bint landing_swapped
-        char* grad_landing
-        const cnp.npy_intp* grad_strides
+        char* copy_back_to
+        const cnp.npy_intp* copy_back_strides
+        bint copy_back_swapped
+        char* grad_copy_back_to
+        const cnp.npy_intp* grad_copy_back_strides
     ctypedef struct Job "rmsprop_job":
         const rmsprop_kernels* kernels
         Tensor* tensors
         cnp.npy_intp count
         cnp.npy_intp active
         int64_t elements
-        int64_t calls
+        int64_t calls_in_cycle
         bint summing
         bint updates
         bint dry
@@ -147,12 +147,12 @@ cdef extern from "src/step.h" nogil:
         bint nonfinite
         int shares
         int one_shot
-        int needed
+        int required
     int64_t calls_in_a_cycle "rmsprop_cycle"(const Settings*)
-    int slots_needed "rmsprop_slots_needed"(const Settings*)
+    int required_slots "rmsprop_required_slots"(const Settings*)
     bint fit_float32 "rmsprop_fit_float32"(const Settings*)
     void begin "rmsprop_begin"(Job*, const Settings*, int, int64_t, int64_t, bint)
-    void line_up_anew "rmsprop_line_up_anew"(Job*)
+    void begin_lining_up "rmsprop_begin_lining_up"(Job*)
     void line_up "rmsprop_line_up"(Tensor*, Job*)
     void perform "rmsprop_perform"(void*)
     void finish "rmsprop_finish"(const Job*)

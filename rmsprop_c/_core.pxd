@@ -13,7 +13,7 @@ cdef extern from "rmsprop.h" nogil:
         double epsilon
         double scale
         double clipvalue
-        double bias
+        double rho_power
         double momentum
         double lr_outside
         double weight_decay

@@ -17,8 +17,8 @@ def compiler() -> str: ...
 def configure_threads(requested: int, available_processors: int) -> None: ...
 def configure_minimums(
     unlocked: int | None = None,
-    team: int | None = None,
-    fresh: int | None = None,
+    persistent: int | None = None,
+    one_shot: int | None = None,
     share: int | None = None,
 ) -> dict[str, int]: ...
 def dlpack_arrays(

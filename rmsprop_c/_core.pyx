@@ -48,7 +48,7 @@ from rmsprop_c._c cimport (
     finish,
     fit_float32,
     line_up,
-    line_up_anew,
+    begin_lining_up,
     rmsprop_data,
     rmsprop_dims,
     rmsprop_dltensor,
@@ -67,17 +67,17 @@ from rmsprop_c._c cimport (
     rmsprop_team_perform,
     rmsprop_team_policy,
     rmsprop_team_size,
-    rmsprop_threads_enter,
+    rmsprop_fork_gate_enter,
     rmsprop_threads_forks,
     rmsprop_threads_init,
-    rmsprop_threads_leave,
+    rmsprop_fork_gate_leave,
     rmsprop_threads_limit,
     rmsprop_threads_openmp,
     rmsprop_threads_self,
     rmsprop_threads_survivor,
     rmsprop_trials,
     rmsprop_type,
-    slots_needed,
+    required_slots,
     update_alone,
 )
 
@@ -167,18 +167,18 @@ def configure_threads(int requested, int available_processors):
     rmsprop_team_policy.processors = available_processors
 
 
-def configure_minimums(unlocked=None, team=None, fresh=None, share=None):
+def configure_minimums(unlocked=None, persistent=None, one_shot=None, share=None):
     """Set the policy's element counts; returns those before. For measuring and testing them."""
     global unlocked_minimum
     cdef rmsprop_policy* policy = &rmsprop_team_policy
-    before = dict(unlocked=unlocked_minimum, team=policy.persistent_minimum,
-                  fresh=policy.one_shot_minimum, share=policy.one_shot_share)
+    before = dict(unlocked=unlocked_minimum, persistent=policy.persistent_minimum,
+                  one_shot=policy.one_shot_minimum, share=policy.one_shot_share)
     if unlocked is not None:
         unlocked_minimum = unlocked
-    if team is not None:
-        policy.persistent_minimum = team
-    if fresh is not None:
-        policy.one_shot_minimum = fresh
+    if persistent is not None:
+        policy.persistent_minimum = persistent
+    if one_shot is not None:
+        policy.one_shot_minimum = one_shot
     if share is not None:
         policy.one_shot_share = share
     return before

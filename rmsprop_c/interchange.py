@@ -107,7 +107,7 @@ def write(
     framework : {"torch", "keras3", "optax"}
         Whose form it gets.
     state : object
-        The state, as for `read`, of the optimizer that is to have this one's; it may be fresh, and
+        The state, as for `read`, of the optimizer that is to have this one's; it may be new, and
         is not changed.
     values : mapping of str to sequence of ndarray
         The slots of this optimizer.
@@ -164,7 +164,7 @@ def imported(
         As `read` does, and for shapes and numbers that are not ours.
     """
     like = mine.slots["accumulator"]
-    _refuse_other_momentum(framework, lr_in_momentum)
+    _check_momentum(framework, lr_in_momentum)
     values, iterations, calls = _known(framework).read(state, own)
     slots: dict[str, list[NDArray[Any]]] = {x: [] for x in states.SLOTS if x in values}
     for name, arrays in slots.items():
@@ -213,7 +213,7 @@ def exported(
             raise ValueError("there are no averages yet; call build(params) or step first")
         else:  # of an option that has been set since, as the next step makes it
             slots[name] = [np.zeros_like(x) for x in mine.slots["accumulator"]]
-    _refuse_other_momentum(framework, lr_in_momentum)
+    _check_momentum(framework, lr_in_momentum)
     counted = mine.iterations * own.cycle + mine.calls
     if framework == "keras3" and scheduled and counted != mine.total_calls:
         raise ValueError(
@@ -223,7 +223,7 @@ def exported(
     return _known(framework).write(state, own, slots, mine.iterations, mine.calls, leaf)
 
 
-def _refuse_other_momentum(framework: str, lr_in_momentum: bool | None) -> None:
+def _check_momentum(framework: str, lr_in_momentum: bool | None) -> None:
     """The numbers in a momentum mean something else where the learning rate is not in it."""
     known = _known(framework)
     if lr_in_momentum not in (None, known.lr_in_momentum):
@@ -250,7 +250,7 @@ def _read_keras(state: Any, own: Own) -> Read:
 
 
 def _read_torch(state: Any, own: Own) -> Read:
-    _refuse_averages("torch", own.slots)
+    _check_no_averages("torch", own.slots)
     entries = _torch_entries(state, _torch_indices(state, own.parameters))
     steps = [0]
     for i, entry in enumerate(entries):
@@ -267,7 +267,7 @@ def _read_torch(state: Any, own: Own) -> Read:
 
 
 def _read_optax(state: Any, own: Own) -> Read:
-    _refuse_averages("optax", own.slots)
+    _check_no_averages("optax", own.slots)
     fields = _optax_fields(state, own.slots)
     found: Values = {"gradient_sum": [None] * own.parameters} if "gradient_sum" in own.slots else {}
     for slot, name in OPTAX.items():
@@ -316,8 +316,8 @@ def _write_torch(
     calls: int,
     leaf: Callable[[NDArray[Any]], Any],
 ) -> Any:
-    _refuse_cycle("torch", own.cycle, calls)
-    _refuse_averages("torch", own.slots)
+    _check_no_cycle("torch", own.cycle, calls)
+    _check_no_averages("torch", own.slots)
     indices = _torch_indices(state, own.parameters)
     known = _torch_entries(state, indices)
     for i, group in enumerate(state["param_groups"]):
@@ -345,8 +345,8 @@ def _write_optax(
     calls: int,
     leaf: Callable[[NDArray[Any]], Any],
 ) -> Any:
-    _refuse_cycle("optax", own.cycle, calls)
-    _refuse_averages("optax", own.slots)
+    _check_no_cycle("optax", own.cycle, calls)
+    _check_no_averages("optax", own.slots)
     _optax_fields(state, own.slots)
 
     def new(name: str, tree: Any) -> Any:
@@ -388,7 +388,7 @@ def _known(framework: str) -> Framework:
     return FRAMEWORKS[framework]
 
 
-def _refuse_cycle(framework: str, cycle: int, calls: int) -> None:
+def _check_no_cycle(framework: str, cycle: int, calls: int) -> None:
     """An error in the middle of a cycle, whose sum of gradients Keras alone keeps, too."""
     if calls:
         raise ValueError(
@@ -430,7 +430,7 @@ def _check_slots(
             raise ValueError(f"{where} has no {name}, but this optimizer has {slot}{made}")
 
 
-def _refuse_averages(framework: str, slots: set[str]) -> None:
+def _check_no_averages(framework: str, slots: set[str]) -> None:
     """An error if this optimizer has averages of the weights, which Keras alone keeps, too."""
     if "moving_average" in slots:
         raise ValueError(

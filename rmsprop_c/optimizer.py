@@ -8,7 +8,7 @@ import functools
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 
 # checkpoint, interchange and schedules are imported where they are first needed: together they
 # would take longer than all the rest. None is on a step's way: a process forked while another
-# thread holds an import's lock would wait there for ever.
-
-Own = TypeVar("Own", bound="Optimizer")
+# thread holds an import's lock would wait there indefinitely.
 
 if _core.settings() != NUMBERS:
     raise ImportError("rmsprop_c._core was built from other sources than these; build it again")
@@ -130,7 +128,7 @@ class Optimizer(_core.Core):
     flush_subnormals: bool
     zero_grad: bool
 
-    def __new__(cls: type[Own], *args: Any, **kwargs: Any) -> Own:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         for name in NUMBERS:  # also for a subclass that does not call __init__
             self._set_setting(name, checked(ROWS[name], DEFAULT[name]))
@@ -246,16 +244,16 @@ class Optimizer(_core.Core):
 
     @classmethod
     def from_config(
-        cls: type[Own],
+        cls,
         config: Mapping[str, Any],
         custom_objects: Mapping[str, Any] | None = None,
-    ) -> Own:
+    ) -> Self:
         """Make an optimizer from what `get_config` (or Keras 2.0's) returned; it has no state.
 
         Parameters
         ----------
         config : mapping
-            Not changed. A key that is no argument is refused by name.
+            Not changed. A key that is no argument raises.
         custom_objects : mapping, optional
             Classes of schedules by name, beside those of `rmsprop_c.schedules`.
         """
@@ -534,10 +532,10 @@ class Optimizer(_core.Core):
 
     @_or_in_place
     def load(
-        cls: type[Own],
+        cls,
         path: str | os.PathLike[str],
         custom_objects: Mapping[str, Any] | None = None,
-    ) -> Own:
+    ) -> Self:
         """Make an optimizer from a file that `save` wrote; of an optimizer, replace its own state.
 
         ``RMSprop.load(path)`` makes a new one. ``opt.load(path)`` gives `opt` the arguments and the
@@ -572,14 +570,15 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        def make(class_name: str, config: dict[str, Any], state: states.State) -> Own:
+        def make(class_name: str, config: dict[str, Any], state: states.State) -> Any:
             if class_name != cls.__name__:
                 raise ValueError(f"it holds a {reprlib.repr(class_name)}, not a {cls.__name__!r}")
             made = cls.from_config(config, custom_objects)
             made._restore(state)
             return made
 
-        return checkpoint.load(path, make)
+        loaded: Self = checkpoint.load(path, make)
+        return loaded
 
     def import_state(self, framework: str, state: Any) -> None:
         """Take over the state of another framework's RMSprop, to continue where it stands.

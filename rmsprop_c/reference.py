@@ -321,7 +321,7 @@ def average(
 ) -> None:
     """Move the averages of all parameters; overwrite these with them when it is time.
 
-    As in Keras 3.15, which averages at every call, whatever has a gradient, and starts anew while
+    As in Keras 3.15, which averages at every call, whatever has a gradient, and starts again while
     iterations == 0: with a momentum of 0.
     """
     with np.errstate(all="ignore"):

@@ -22,13 +22,11 @@ import numbers
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from . import serialization
-
-Own = TypeVar("Own", bound="LearningRateSchedule")
 
 
 class LearningRateSchedule:
@@ -47,7 +45,7 @@ class LearningRateSchedule:
         return config if name is None else config | {"name": name}
 
     @classmethod
-    def from_config(cls: type[Own], config: Mapping[str, Any]) -> Own:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Make a schedule from what `get_config`, of Keras 3 too, returned."""
         return cls(**config)
 

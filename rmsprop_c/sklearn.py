@@ -53,7 +53,7 @@ MOMENTUM = {"momentum": 0.0, "nesterovs_momentum": False}
 SGD_MOMENTUM = {"momentum": 0.9, "nesterovs_momentum": True}
 
 # This list alone tells scikit-learn whether a solver trains in mini-batches; one that it does not
-# know itself then finds the optimizer in `_optimizer`. Its own classes refuse the name as before.
+# know itself then finds the optimizer in `_optimizer`. Its own classes still raise for the name.
 if "rmsprop" not in _STOCHASTIC_SOLVERS:
     _STOCHASTIC_SOLVERS.append("rmsprop")
 

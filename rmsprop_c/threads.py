@@ -75,8 +75,9 @@ def set_num_threads(n: int | None) -> None:
     """Choose how many threads steps use, in this process.
 
     By default only steps of 4 Mi elements and more may run on several threads, which are made for
-    that step and end with it: nothing spins afterwards, and NumPy's own threads are not disturbed.
-    Such steps are tried both ways, and go on in the one that proves faster in this program.
+    that step and end with it: no thread busy-waits afterwards, and NumPy's own threads are not
+    disturbed. Such steps are tried both ways, and go on in the one that proves faster in this
+    program.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``torch.optim.RMSprop`` on our kernels: the door to PyTorch, for tensors on the CPU.
+"""``torch.optim.RMSprop`` on our kernels, for tensors on the CPU.
 
 The state is torch's: a step works on the tensors in ``optimizer.state[p]``, wherever they lie. So
 state dicts go from one class to the other at any time, and a step copies nothing.
@@ -21,7 +21,7 @@ __all__ = ["RMSprop"]
 
 ARGUMENTS = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
 OURS = presets.PRESETS["torch"].names  # our names of them, where they differ
-REFUSED = {
+UNSUPPORTED = {
     "capturable": "there is no graph to capture on a CPU",
     "differentiable": "autograd can't follow a step here",
 }
@@ -118,7 +118,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]
         Parameters
         ----------
         closure : callable, optional
-            Computes the gradients anew and returns the loss.
+            Computes the gradients again and returns the loss.
 
         Returns
         -------
@@ -166,7 +166,7 @@ class Stepper:
     def set(self, values: tuple[Any, ...], index: int) -> rmsprop.RMSprop:
         """Give it the group's arguments, where they have changed."""
         if values != self.values:
-            self.values = ()  # so that a refusal does not leave half of them for good
+            self.values = ()  # so that an error does not leave half of them for good
             assign(self.optimizer, values, index)
             self.values = values
         return self.optimizer
@@ -434,8 +434,8 @@ def check(tensor: Any, name: str, real: bool = False) -> None:
 
 
 def settings(group: Group, index: int) -> tuple[Any, ...]:
-    """The values of ARGUMENTS; refuses what can't be done."""
-    for flag, why in REFUSED.items():
+    """The values of ARGUMENTS; raises for what can't be done."""
+    for flag, why in UNSUPPORTED.items():
         if group.get(flag):
             raise ValueError(
                 f"param_groups[{index}]['{flag}'] is {group[flag]!r}: {why}; use False"

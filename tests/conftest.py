@@ -17,7 +17,7 @@ def isa(request):
 @pytest.fixture
 def team_at_any_size():
     """Steps use the threads that were asked for, and release the GIL, from one element on."""
-    before = _core.configure_minimums(unlocked=1, team=1)
+    before = _core.configure_minimums(unlocked=1, persistent=1)
     yield
     _core.configure_minimums(**before)
     set_num_threads(None)

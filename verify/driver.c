@@ -42,9 +42,9 @@ static void *run_member(void *pointer)
 }
 
 /* In place of the one in threads.c: see WRAPPED in driver.py. */
-void __wrap_rmsprop_threads_share(int shares, void (*work)(const void *, int),
+void __wrap_rmsprop_parallel_for(int shares, void (*work)(const void *, int),
                                   const void *argument);
-void __wrap_rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument)
+void __wrap_rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument)
 {
     pthread_t threads[TEAM];
     struct member members[TEAM];
@@ -100,7 +100,7 @@ static const intptr_t gaps[3] = {61 * 83 * 16, 83 * 16, 16};
 
 struct model {
     rmsprop_tensor *tensors; /* and their shapes: allocated, so that reading on is seen */
-    char *grads[TENSORS], *landing, *grad_landing;
+    char *grads[TENSORS], *copy_back_to, *grad_copy_back_to;
     void *allocated[TENSORS * (3 + RMSPROP_SLOTS) + 3];
     int count; /* of what is allocated */
     int size;  /* tensors */
@@ -141,10 +141,10 @@ static void make(struct model *model, int count)
                  77u * (uint64_t)slot + (uint64_t)i);
         }
     }
-    model->landing = buffer(model, (size_t)(shapes[STAGED][0] * gaps[0]));
-    model->grad_landing = buffer(model, (size_t)(shapes[STAGED][0] * gaps[0]));
-    memset(model->landing, 1, (size_t)(shapes[STAGED][0] * gaps[0]));
-    memset(model->grad_landing, 1, (size_t)(shapes[STAGED][0] * gaps[0]));
+    model->copy_back_to = buffer(model, (size_t)(shapes[STAGED][0] * gaps[0]));
+    model->grad_copy_back_to = buffer(model, (size_t)(shapes[STAGED][0] * gaps[0]));
+    memset(model->copy_back_to, 1, (size_t)(shapes[STAGED][0] * gaps[0]));
+    memset(model->grad_copy_back_to, 1, (size_t)(shapes[STAGED][0] * gaps[0]));
 }
 
 /* What is on in a configuration beside its variant. */
@@ -191,21 +191,21 @@ static rmsprop_settings settings_of(int variant, const struct options *options)
 
 static void line_up(struct model *model, rmsprop_job *job, int call)
 {
-    rmsprop_line_up_anew(job);
+    rmsprop_begin_lining_up(job);
     for (int i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &model->tensors[i];
         t->has_grad = !(i == call && job->count > 1);
         t->grad = model->grads[i];
-        t->landing = t->grad_landing = NULL;
+        t->copy_back_to = t->grad_copy_back_to = NULL;
         rmsprop_line_up(t, job);
         if (i == STAGED && (t->active || (job->passes & RMSPROP_OVERWRITE))) {
-            t->landing = model->landing;
-            t->landing_strides = gaps;
-            t->landing_swapped = call % 2;
+            t->copy_back_to = model->copy_back_to;
+            t->copy_back_strides = gaps;
+            t->copy_back_swapped = call % 2;
         }
         if (i == STAGED && t->has_grad && (job->passes & RMSPROP_ZERO_GRAD)) {
-            t->grad_landing = model->grad_landing;
-            t->grad_strides = gaps;
+            t->grad_copy_back_to = model->grad_copy_back_to;
+            t->grad_copy_back_strides = gaps;
         }
     }
 }
@@ -222,8 +222,8 @@ static uint64_t hash_of(const struct model *model)
             hash = mix(hash, t->slots[slot], size);
         }
     }
-    hash = mix(hash, model->landing, (size_t)(shapes[STAGED][0] * gaps[0]));
-    return mix(hash, model->grad_landing, (size_t)(shapes[STAGED][0] * gaps[0]));
+    hash = mix(hash, model->copy_back_to, (size_t)(shapes[STAGED][0] * gaps[0]));
+    return mix(hash, model->grad_copy_back_to, (size_t)(shapes[STAGED][0] * gaps[0]));
 }
 
 /* Some steps of a configuration; a hash of all bits that they leave. */
@@ -254,7 +254,7 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
         if (options->huge) {
             ((float *)model.grads[0])[7] = 1e30f;
         }
-        rmsprop_begin(&job, &settings, rmsprop_slots_needed(&settings),
+        rmsprop_begin(&job, &settings, rmsprop_required_slots(&settings),
                       options->summing ? call / 2 : call, options->summing ? call % 2 + 1 : 1,
                       options->each);
         line_up(&model, &job, call);
@@ -278,7 +278,7 @@ static uint64_t steps(const rmsprop_kernels *kernels, int variant, const struct 
         free(job.block_sums);
         free(job.panels);
         hash = mix(hash, &(uint64_t){hash_of(&model)}, sizeof hash);
-        hash = mix(hash, &job.needed, sizeof job.needed);
+        hash = mix(hash, &job.required, sizeof job.required);
     }
     while (model.count > 0) {
         free(model.allocated[--model.count]);
@@ -337,10 +337,10 @@ static void *enter_and_leave(void *argument)
 {
     int *mine = argument;
     for (int i = 0; i < 2000; i++) {
-        rmsprop_threads_enter();
+        rmsprop_fork_gate_enter();
         __atomic_store_n(mine, 1, __ATOMIC_RELAXED);
         __atomic_store_n(mine, 0, __ATOMIC_RELAXED);
-        rmsprop_threads_leave();
+        rmsprop_fork_gate_leave();
     }
     return NULL;
 }
@@ -362,8 +362,8 @@ static int forks(void)
             for (int k = 0; k < TEAM; k++) {
                 seen |= __atomic_load_n(&inside[k], __ATOMIC_RELAXED);
             }
-            rmsprop_threads_enter(); /* open again */
-            rmsprop_threads_leave();
+            rmsprop_fork_gate_enter(); /* open again */
+            rmsprop_fork_gate_leave();
             _exit(seen);
         }
         waitpid(child, &status, 0);

@@ -48,9 +48,9 @@ WAYS = {
 
 
 def wrapped(*more):
-    """The linker's options for WRAPPED and more of threads.c."""
-    names = [f"threads_{name}" for name in (*WRAPPED, *more)]
-    return [f"-Wl,--wrap=rmsprop_{name}" for name in (*names, "perform")]
+    """The linker's options for WRAPPED and more."""
+    names = [*(f"threads_{name}" for name in WRAPPED), *more, "perform"]
+    return [f"-Wl,--wrap=rmsprop_{name}" for name in names]
 
 
 def attempt(name, folder):
@@ -61,7 +61,7 @@ def attempt(name, folder):
             return "skipped", f"{needed} is not installed"
     program = folder / name.split()[0]
     command = [*compiler, *COMMON, *flags, *SOURCES, "-o", program, "-lm", "-lpthread"]
-    command += wrapped(*[] if "-fopenmp" in flags else ["share"])
+    command += wrapped(*[] if "-fopenmp" in flags else ["parallel_for"])
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
         missing = name != "plain" and ("cannot find" in built.stderr or "omp" in built.stderr)

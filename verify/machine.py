@@ -939,7 +939,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(threads=st.sampled_from([None, 1, 2, 3]), isa=st.sampled_from(ISAS), small=st.booleans())
     def compute_otherwise(self, threads, isa, small):
-        _core.configure_minimums(**self.minimums if small else {"unlocked": 1, "team": 1})
+        _core.configure_minimums(**self.minimums if small else {"unlocked": 1, "persistent": 1})
         set_num_threads(threads)
         _core.use_isa(isa)
 

@@ -10,9 +10,9 @@ function rmsprop_update(int wide, int i)
 
 function rmsprop_function(int wide, int i)
 {
-    const function narrow[] = {(function)rmsprop_blocks_f32, (function)rmsprop_block_sums_f32,
+    const function narrow[] = {(function)rmsprop_passes_f32, (function)rmsprop_block_sums_f32,
                                (function)rmsprop_finite_f32, (function)rmsprop_update_f32};
-    const function others[] = {(function)rmsprop_blocks_f64,    (function)rmsprop_block_sums_f64,
+    const function others[] = {(function)rmsprop_passes_f64,    (function)rmsprop_block_sums_f64,
                                (function)rmsprop_finite_f64,    (function)rmsprop_update_f64,
                                (function)rmsprop_learning_rate, (function)rmsprop_gradient_scale,
                                (function)rmsprop_power,         (function)rmsprop_product,

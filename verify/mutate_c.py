@@ -107,7 +107,7 @@ USUAL = {  # in the order of the C struct
     "epsilon": 1e-8,
     "scale": 0.7,
     "clipvalue": 0.25,
-    "bias": 0.0,
+    "rho_power": 0.0,
     "momentum": 0.8,
     "lr_outside": 0.0,
     "weight_decay": 0.3,
@@ -173,7 +173,7 @@ def expected(variant, passes, arrays, scalars):
             centered=variant >= 6,
             epsilon_in_sqrt=bool(variant % 2),
             lr_in_momentum=not s["lr_outside"],
-            unbiased=1.0 - s["bias"],
+            unbiased=1.0 - s["rho_power"],
             flush_subnormals=bool(passes & FLUSH),
         )
         if "sum" in x:
@@ -195,8 +195,8 @@ def steps():
         absent = {"ema", "sum"}
         absent |= set() if variant % 6 >= 2 else {"m"}
         absent |= set() if variant >= 6 else {"mean"}
-        for bias, outside in itertools.product((0.0, 0.271), (0.0, 1.0)):
-            own = {"bias": bias, "lr_outside": outside}
+        for rho_power, outside in itertools.product((0.0, 0.271), (0.0, 1.0)):
+            own = {"rho_power": rho_power, "lr_outside": outside}
             chosen.append((wide, variant, None, 203, absent, own))
         chosen.append((wide, variant, None, 20_011, absent, {}))
         chosen.append((wide, variant, UPDATE | FLUSH, 203, absent, {"rho": 0.5, "momentum": 0.5}))
@@ -214,7 +214,7 @@ def steps():
             ADD | AVERAGE | OVERWRITE,
             ADD | UPDATE | DECAY_GRAD | FLUSH | AVERAGE | OVERWRITE | ZERO_GRAD,
         ):
-            chosen.append((wide, variant, passes, 203, everything, {"bias": 0.1}))
+            chosen.append((wide, variant, passes, 203, everything, {"rho_power": 0.1}))
             chosen.append((wide, variant, passes, 403, everything | {"g"}, {}))
             if not passes & ADD:
                 chosen.append((wide, variant, passes, 301, everything | {"sum"}, {}))

@@ -42,7 +42,7 @@ def judge(objects, source, expected, mutant):
     with tempfile.TemporaryDirectory() as folder:
         changed, program = Path(folder, "changed.c"), Path(folder, "driver")
         changed.write_text(source if mutant is None else mutant.apply(source))
-        link = [*objects, "-o", program, "-lm", "-lpthread", *wrapped("share")]
+        link = [*objects, "-o", program, "-lm", "-lpthread", *wrapped("parallel_for")]
         built = subprocess.run([*COMMAND, changed, *link], capture_output=True, check=False)
         if built.returncode:
             return mutant, STILLBORN

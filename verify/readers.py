@@ -23,7 +23,7 @@ ELSEWHERE = {
     r"make (run|test|guard)\b": "a step of .ci/run",
     r"make bench\b": "tests/docs/test_bench.py runs the comparison; all peers take 3 GB",
     r"make results\b": "40 minutes",
-    r"bench/\.venv/bin/python bench/torch_door\.py": "6 minutes, in an environment of its own",
+    r"bench/\.venv/bin/python bench/torch_integration\.py": "6 minutes, in its own environment",
 }
 # Readers of these have PyTorch already, without CUDA's libraries.
 TORCH = ("pip", "install", "-q", "torch==2.13.0")

@@ -50,7 +50,7 @@ cdef class Core:
 
     cdef inline int required(self) noexcept:
         """Bits of the slots that the options ask for."""
-        return slots_needed(&self.settings)
+        return required_slots(&self.settings)
 
     cdef int prepare(self, params, Job* job, bint dry) except -1:
         """What this call does; Python code may run, that of a schedule among it."""
@@ -140,9 +140,9 @@ cdef class Core:
                     clear(job)
                 self.skipped_steps += 1
             return
-        self.plan.slots.committed = self.plan.slots.allocated & job.needed
+        self.plan.slots.committed = self.plan.slots.allocated & job.required
         finish(job)
-        self.calls_in_cycle = 0 if job.updates else job.calls
+        self.calls_in_cycle = 0 if job.updates else job.calls_in_cycle
         self.total_calls += 1
         if job.updates:
             self.updates += 1
@@ -205,7 +205,7 @@ cdef class Core:
     def bind(self, params, grads):
         """A zero-argument callable that repeats ``step(params, grads)`` on these very arrays.
 
-        The callable keeps the arrays alive and reads gradients anew at every call, so compute them
+        The callable keeps the arrays alive and reads gradients again at every call, so compute them
         in place. Hyper-parameters stay live. Everything that `step` checks is checked here and at
         every call, with ``nonfinite="raise"`` the gradients' values too: fill a buffer of
         `numpy.empty` before. A subclass's own `step` is what it repeats; that checks by itself.
@@ -318,7 +318,7 @@ cdef class Core:
         (<double*>&self.settings)[<int>SETTING_INDEX[name]] = value
 
     def _suspend(self, bint on):
-        """Refuse steps from now on, or allow them again; waits for the one under way."""
+        """Let steps raise from now on, or allow them again; waits for the one under way."""
         self.begin_step()
         try:
             self._suspended = on
@@ -356,7 +356,7 @@ cdef class Core:
     def _views(self):
         """Read-only views of the weights by slot name, each by position; {} before the first step.
         """
-        cdef Plan plan = self.plan   # nobody is kept out: it may be replaced meanwhile
+        cdef Plan plan = self.plan   # no thread is kept out: it may be replaced meanwhile
         found = {}
         if plan is not None:
             for name, arrays in plan.slots.named(self.required() & ~(1 << GRADIENT_SUM)).items():
@@ -435,7 +435,7 @@ cdef class Core:
         cdef Tensor* t
         cdef Py_ssize_t i
         cdef int slot
-        rmsprop_threads_enter()
+        rmsprop_fork_gate_enter()
         for i in range(plan.count):
             t = &plan.tensors[i]
             if t.slots[GRADIENT_SUM] != NULL:
@@ -448,10 +448,10 @@ cdef class Core:
         # Another thread may have assigned options since: a cycle keeps its sum.
         plan.slots.committed = plan.slots.allocated & (
             self.required() | (1 << GRADIENT_SUM if calls > 0 else 0))
-        rmsprop_threads_leave()
+        rmsprop_fork_gate_leave()
 
     def _take(self, Core other):
-        """Take over hyper-parameters and state of an optimizer that nobody else uses."""
+        """Take over hyper-parameters and state of an optimizer that no other thread uses."""
         cdef Plan _plan = None
         self.begin_step()
         try:
@@ -512,10 +512,10 @@ cdef inline int run_step(Core self, params, grads) except -1:
         self.commit(&job)
     else:
         with nogil:
-            rmsprop_threads_enter()
+            rmsprop_fork_gate_enter()
             self.run(&job)
             self.commit(&job)   # before others may come in, or the process may fork
-            rmsprop_threads_leave()
+            rmsprop_fork_gate_leave()
     if job.nonfinite and job.settings.nonfinite == 1:
         self.raise_nonfinite(grads)
     return 0

@@ -52,7 +52,7 @@ cdef inline cnp.npy_intp distance(cnp.npy_intp stride) noexcept:
 
 cdef int check_overlap(Plan plan, params, grads, outer_params, outer_grads, bint plain,
                        bint zero_grad) except -1:
-    """Refuse parameters that share memory with each other or with a gradient.
+    """Raise for parameters that share memory with each other or with a gradient.
 
     Gradients that zero_grad clears must not share any among each other either.
 
@@ -67,7 +67,7 @@ cdef int check_overlap(Plan plan, params, grads, outer_params, outer_grads, bint
     for i in range(plan.count):
         moved = moved or plan.tensors[i].param != plan.forms[i].checked_param
     if moved:
-        for i in range(plan.count):   # a refusal below must not leave what was checked before
+        for i in range(plan.count):   # an error below must not leave what was checked before
             plan.forms[i].checked_param = plan.forms[i].checked_grad = NULL
         plan.range_count = sort_ranges(plan, plan.ranges, params, False, plain)
         for i in range(1, plan.range_count):
@@ -143,7 +143,7 @@ cdef Py_ssize_t sort_ranges(Plan plan, Range* ranges, given, bint grads, bint pl
 cdef int check_range(Plan plan, const Range* r, which, given, outer, const Range* others,
                      Py_ssize_t before, other_which, other_given, other_outer,
                      bint plain) except -1:
-    """Refuse a range that shares memory with one of the first `before` of the others."""
+    """Raise for a range that shares memory with one of the first `before` of the others."""
     while before > 0 and others[before - 1].reach > r.low:
         before -= 1
         if others[before].high > r.low and (plain or arrays.share_memory(
@@ -156,7 +156,7 @@ cdef int check_range(Plan plan, const Range* r, which, given, outer, const Range
 
 
 cdef int check_weights(Plan plan, const Range* r, which, outer) except -1:
-    """Refuse a range that shares memory with the slots."""
+    """Raise for a range that shares memory with the slots."""
     cdef Slots slots = plan.slots
     cdef int slot
     for slot in range(SLOTS):

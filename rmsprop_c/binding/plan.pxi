@@ -181,7 +181,7 @@ cdef class Plan:
         return arrays.positions(container, which, self.keys, self.count)
 
     cdef list fitting(self, params, outer_params):
-        """The parameters as plain ndarrays; refuses those that are not like the positions."""
+        """The parameters as plain ndarrays; raises for those that are not like the positions."""
         cdef list found = []
         for i in range(self.count):
             name = self.name("params", i, outer_params)
@@ -235,14 +235,14 @@ cdef class Plan:
         cdef int grad_flags = cnp.NPY_ARRAY_ALIGNED
         if job.passes & RMSPROP_ZERO_GRAD:
             grad_flags |= cnp.NPY_ARRAY_WRITEABLE
-        line_up_anew(job)
+        begin_lining_up(job)
         for i in range(self.count):
             t, form = &self.tensors[i], &self.forms[i]
             if not is_plain(params[i], t, form,
                             form.order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE):
                 return False
             t.param = rmsprop_data(params[i])
-            t.landing = t.grad_landing = NULL
+            t.copy_back_to = t.grad_copy_back_to = NULL
             t.has_grad = grads[i] != <void*>None
             if t.has_grad:
                 if not is_plain(grads[i], t, form, form.order | grad_flags):
@@ -269,12 +269,12 @@ cdef class Plan:
             if overlaps_itself(p):
                 raise ValueError(f"{name} overlaps itself: some of its elements are at the same "
                                  "place; pass a copy")
-        line_up_anew(job)
+        begin_lining_up(job)
         for i in range(self.count):
             t = &self.tensors[i]
             p = own[i]
             t.param = cnp.PyArray_BYTES(p)
-            t.landing = t.grad_landing = NULL
+            t.copy_back_to = t.grad_copy_back_to = NULL
             t.has_grad = grads[i] is not None
             if t.has_grad:
                 name = self.name("grads", i, outer_grads)
@@ -290,16 +290,16 @@ cdef class Plan:
                         raise ValueError(f"{name} is read-only or overlaps itself, and zero_grad "
                                          "clears it in place; pass a copy")
                     if staged is not g:
-                        t.grad_landing = cnp.PyArray_BYTES(g)
-                        t.grad_strides = cnp.PyArray_STRIDES(g)
+                        t.grad_copy_back_to = cnp.PyArray_BYTES(g)
+                        t.grad_copy_back_strides = cnp.PyArray_STRIDES(g)
             line_up(t, job)
             if t.stop > t.start:
                 staged = self.stage(p, i, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
                 t.param = cnp.PyArray_BYTES(staged)
                 if staged is not p and (t.active or job.passes & RMSPROP_OVERWRITE):
-                    t.landing = cnp.PyArray_BYTES(p)
-                    t.landing_strides = cnp.PyArray_STRIDES(p)
-                    t.landing_swapped = not p.dtype.isnative
+                    t.copy_back_to = cnp.PyArray_BYTES(p)
+                    t.copy_back_strides = cnp.PyArray_STRIDES(p)
+                    t.copy_back_swapped = not p.dtype.isnative
         return 0
 
     cdef cnp.ndarray stage(self, cnp.ndarray x, Py_ssize_t i, int flags):

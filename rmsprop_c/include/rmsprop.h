@@ -24,7 +24,7 @@
  *
  *     rmsprop_update_f32            the update
  *     rmsprop_variant_f32           a variant of it, as a function pointer
- *     rmsprop_blocks_f32            a variant and what goes around it: weight decay, averages, ...
+ *     rmsprop_passes_f32            a variant and what goes around it: weight decay, averages, ...
  *     rmsprop_block_sums_f32        the leaves of the global norm
  *     rmsprop_finite_f32            whether squares of clipped gradients are finite
  *     rmsprop_gradient_scale        norm -> scale of clipnorm
@@ -55,18 +55,18 @@
 #endif
 
 /* All scalars of one step. They are rounded to T where they are used. Every variant has them all;
- * neutral values switch clipping (scale 1, clipvalue INFINITY) and everything from `bias` on (0)
- * off at no measurable cost. */
+ * neutral values switch clipping (scale 1, clipvalue INFINITY) and everything from `rho_power` on
+ * (0) off at no measurable cost. */
 typedef struct {
     double learning_rate; /* after decay: see rmsprop_learning_rate */
     double rho;
     double epsilon;
     double scale;        /* of the gradient: see rmsprop_gradient_scale */
     double clipvalue;    /* > 0 */
-    double bias;         /* rho^t for the bias correction of step t: see rmsprop_power */
+    double rho_power;    /* rho^t for the bias correction of step t: see rmsprop_power */
     double momentum;     /* of the variants that have one */
     double lr_outside;   /* not 0: the learning rate multiplies the momentum, not what enters it */
-    double weight_decay; /* this and the next of rmsprop_blocks only */
+    double weight_decay; /* this and the next of rmsprop_passes only */
     double ema_momentum;
 } rmsprop_scalars;
 
@@ -94,7 +94,7 @@ typedef void rmsprop_kernel_f32(float *p, const float *g, float *a, float *m, fl
 typedef void rmsprop_kernel_f64(double *p, const double *g, double *a, double *m, double *mean,
                                 size_t n, const rmsprop_scalars *scalars);
 
-/* What rmsprop_blocks does, in this order. */
+/* What rmsprop_passes does, in this order. */
 #define RMSPROP_ADD 1         /* sum <- sum + g, where there is a g; an update then follows sum */
 #define RMSPROP_DECAY 2       /* p is weight-decayed: p <- p - learning_rate * weight_decay * p */
 #define RMSPROP_DECAY_GRAD 4  /* the clipped gradient is: g + weight_decay * p, in a buffer */
@@ -104,11 +104,11 @@ typedef void rmsprop_kernel_f64(double *p, const double *g, double *a, double *m
 #define RMSPROP_OVERWRITE 64  /* p <- ema */
 #define RMSPROP_ZERO_GRAD 128 /* g <- 0 */
 
-/* Bytes of a block there. It is so small that a pass runs while the divider still works at the
- * block before: with 25M elements in float64, against their traffic, weight decay takes 1.05, with
- * blocks of 2 KiB 1.16 and of 8 KiB 1.43, since a processor looks some hundred instructions ahead.
+/* Bytes of a tile there. It is so small that a pass runs while the divider still works at the tile
+ * before: with 25M elements in float64, against their traffic, weight decay takes 1.05, with tiles
+ * of 2 KiB 1.16 and of 8 KiB 1.43, since a processor looks some hundred instructions ahead.
  */
-#define RMSPROP_PASS 512
+#define RMSPROP_TILE 512
 
 /* The global norm is a sum in double of squares over blocks of this many elements of one buffer,
  * counted from its start. Inside a block lane j adds elements j, j + LANES, ... in that order; the
@@ -285,7 +285,7 @@ static inline size_t rmsprop_block_count(size_t n)
 #else /* the template, once per type and instruction set */
 
 /* The scalars of a step in T. The bias correction of a is moved out of the root, into learning rate
- * and epsilon: dividing every a by 1 - bias took 8 % with SSE2. */
+ * and epsilon: dividing every a by 1 - rho^t took 8 % with SSE2. */
 struct RMSPROP_NAME(rmsprop_rounded) {
     RMSPROP_REAL lr, rho, one_minus_rho, epsilon, scale, high, correction, momentum, outer;
 };
@@ -298,8 +298,8 @@ RMSPROP_TARGET RMSPROP_INLINE struct RMSPROP_NAME(rmsprop_rounded)
     double lr = outside ? 1.0 : scalars->learning_rate;
     double epsilon = scalars->epsilon;
     c.correction = 1;
-    if (scalars->bias != 0) {
-        const double unbiased = 1.0 - scalars->bias;
+    if (scalars->rho_power != 0) {
+        const double unbiased = 1.0 - scalars->rho_power;
         lr *= sqrt(unbiased);
         epsilon *= epsilon_in_sqrt ? unbiased : sqrt(unbiased);
         c.correction = (RMSPROP_REAL)(1.0 / unbiased);
@@ -488,24 +488,24 @@ RMSPROP_TARGET RMSPROP_OUTLINE void RMSPROP_NAME(rmsprop_flush)(RMSPROP_REAL *st
     }
 }
 
-/* A step of the variant `update` with the chosen passes around it, block by block, so that every
+/* A step of the variant `update` with the chosen passes around it, tile by tile, so that every
  * buffer is fetched from memory once. Buffers that no pass needs may be NULL; g too, if nothing is
  * to be added to sum. */
 RMSPROP_TARGET static inline void
-RMSPROP_NAME(rmsprop_blocks)(RMSPROP_KERNEL *update, int passes, RMSPROP_REAL *p, RMSPROP_REAL *g,
+RMSPROP_NAME(rmsprop_passes)(RMSPROP_KERNEL *update, int passes, RMSPROP_REAL *p, RMSPROP_REAL *g,
                              RMSPROP_REAL *a, RMSPROP_REAL *m, RMSPROP_REAL *mean,
                              RMSPROP_REAL *ema, RMSPROP_REAL *sum, size_t n,
                              const rmsprop_scalars *scalars)
 {
-    RMSPROP_REAL decayed[RMSPROP_PASS / sizeof(RMSPROP_REAL)];
-    const size_t pass = sizeof decayed / sizeof *decayed;
+    RMSPROP_REAL decayed[RMSPROP_TILE / sizeof(RMSPROP_REAL)];
+    const size_t tile = sizeof decayed / sizeof *decayed;
     rmsprop_scalars neutral = *scalars;
     neutral.scale = 1;
     neutral.clipvalue = INFINITY;
     size_t count = RMSPROP_NAME(rmsprop_head)(p, n);
     for (size_t i = 0; i < n; i += count, count = 0) {
         if (count == 0) {
-            count = n - i < pass ? n - i : pass;
+            count = n - i < tile ? n - i : tile;
         }
         if (passes & (RMSPROP_ADD | RMSPROP_DECAY_GRAD) && g) {
             RMSPROP_NAME(rmsprop_prefetch)(g + i, count);

@@ -47,7 +47,7 @@
         if (passes == RMSPROP_UPDATE && sum == NULL) {                                             \
             variants##ending[variant](p, g, a, m, mean, n, scalars);                               \
         } else {                                                                                   \
-            rmsprop_blocks##ending(variants##ending[variant], passes, p, g, a, m, mean, ema, sum,  \
+            rmsprop_passes##ending(variants##ending[variant], passes, p, g, a, m, mean, ema, sum,  \
                                    n, scalars);                                                    \
         }                                                                                          \
     }                                                                                              \

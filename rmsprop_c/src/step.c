@@ -252,7 +252,7 @@ static void share_out(const rmsprop_job *job, share_function *work)
     if (job->shares == 1) {
         work(job, 0);
     } else {
-        rmsprop_threads_share(job->shares, work, job);
+        rmsprop_parallel_for(job->shares, work, job);
     }
 }
 
@@ -271,12 +271,13 @@ static void scale_gradients(rmsprop_job *job)
     if (settings->parameter_clipnorm > 0) {
         for (intptr_t i = 0; i < job->count; i++) {
             rmsprop_tensor *t = &job->tensors[i];
-            t->scale = rmsprop_gradient_scale(job->block_sums + t->first_block, block_count(t),
-                                              settings->parameter_clipnorm, job->calls, maximize);
+            t->scale =
+                rmsprop_gradient_scale(job->block_sums + t->first_block, block_count(t),
+                                       settings->parameter_clipnorm, job->calls_in_cycle, maximize);
         }
-    } else if (job->block_sums != NULL || job->calls > 1 || maximize) {
-        job->scalars.scale = rmsprop_gradient_scale(job->block_sums, job->blocks,
-                                                    settings->clipnorm, job->calls, maximize);
+    } else if (job->block_sums != NULL || job->calls_in_cycle > 1 || maximize) {
+        job->scalars.scale = rmsprop_gradient_scale(
+            job->block_sums, job->blocks, settings->clipnorm, job->calls_in_cycle, maximize);
     }
 }
 
@@ -294,9 +295,9 @@ static void perform(rmsprop_job *job)
     scalars->lr_outside = settings->lr_in_momentum == 0;
     scalars->weight_decay = settings->weight_decay;
     scalars->ema_momentum = job->iterations > 0 ? settings->ema_momentum : 0.0;
-    scalars->bias = 0.0;
+    scalars->rho_power = 0.0;
     if (settings->bias_correction != 0) {
-        scalars->bias = rmsprop_power(settings->rho, job->iterations + 1);
+        scalars->rho_power = rmsprop_power(settings->rho, job->iterations + 1);
     }
     if (settings->nonfinite != 0 && job->summing) {
         share_out(job, check_share);
@@ -323,8 +324,8 @@ void rmsprop_perform(void *job)
 
 /* Copies a staged array back to the user's, of any strides, alignment and byte order. Where the
  * source is NULL, zeros. */
-static void land(const rmsprop_tensor *t, const char *source, char *target, const intptr_t *strides,
-                 int swapped)
+static void copy_back(const rmsprop_tensor *t, const char *source, char *target,
+                      const intptr_t *strides, int swapped)
 {
     intptr_t index[RMSPROP_MOST_DIMENSIONS] = {0};
     const size_t itemsize = (size_t)t->itemsize;
@@ -357,11 +358,11 @@ void rmsprop_finish(const rmsprop_job *job)
 {
     for (intptr_t i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &job->tensors[i];
-        if (t->landing != NULL) {
-            land(t, t->param, t->landing, t->landing_strides, t->landing_swapped);
+        if (t->copy_back_to != NULL) {
+            copy_back(t, t->param, t->copy_back_to, t->copy_back_strides, t->copy_back_swapped);
         }
-        if (t->grad_landing != NULL) {
-            land(t, NULL, t->grad_landing, t->grad_strides, 0);
+        if (t->grad_copy_back_to != NULL) {
+            copy_back(t, NULL, t->grad_copy_back_to, t->grad_copy_back_strides, 0);
         }
         if (job->summing) {
             t->pending = !job->updates && (t->pending || t->has_grad);
@@ -373,8 +374,8 @@ void rmsprop_clear(const rmsprop_job *job)
 {
     for (intptr_t i = 0; i < job->count; i++) {
         const rmsprop_tensor *t = &job->tensors[i];
-        if (t->grad_landing != NULL) {
-            land(t, NULL, t->grad_landing, t->grad_strides, 0);
+        if (t->grad_copy_back_to != NULL) {
+            copy_back(t, NULL, t->grad_copy_back_to, t->grad_copy_back_strides, 0);
         } else if (t->has_grad) {
             memset(t->grad, 0, (size_t)(t->size * t->itemsize));
         }

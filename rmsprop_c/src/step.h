@@ -3,8 +3,8 @@
  *
  * A step is made in this order:
  *
- *     rmsprop_begin(job, settings, needed, iterations, calls, scaled);
- *     rmsprop_line_up_anew(job); for each tensor rmsprop_line_up(tensor, job);
+ *     rmsprop_begin(job, settings, required, iterations, calls, scaled);
+ *     rmsprop_begin_lining_up(job); for each tensor rmsprop_line_up(tensor, job);
  *     rmsprop_perform(job);
  *     if (!job->nonfinite) rmsprop_finish(job);
  *
@@ -84,29 +84,29 @@ typedef struct {
     int64_t start;      /* bytes before it in the flat range of this step */
     int64_t stop;       /* and where it ends there */
     size_t first_block; /* block sums before it */
-    char *landing;      /* where a staged parameter goes back to; NULL: nowhere */
-    const intptr_t *landing_strides;
-    int landing_swapped; /* it is of the other byte order */
-    char *grad_landing;  /* what zero_grad clears of a staged gradient; NULL: nothing */
-    const intptr_t *grad_strides;
+    char *copy_back_to; /* where a staged parameter goes back to; NULL: nowhere */
+    const intptr_t *copy_back_strides;
+    int copy_back_swapped;   /* it is of the other byte order */
+    char *grad_copy_back_to; /* what zero_grad clears of a staged gradient; NULL: nothing */
+    const intptr_t *grad_copy_back_strides;
 } rmsprop_tensor;
 
 typedef struct {
     const rmsprop_kernels *kernels; /* the two rows of an instruction set */
     rmsprop_tensor *tensors;
     intptr_t count;
-    intptr_t active;    /* tensors with a gradient to follow */
-    int64_t elements;   /* of all that are in the flat range */
-    int64_t bytes;      /* of the flat range */
-    int64_t iterations; /* updates before this call */
-    int64_t calls;      /* since the latest update, with this one */
-    int summing;        /* gradients are summed over calls */
-    int updates;        /* this call updates */
-    int dry;            /* nothing is written: gradients are looked at, as nonfinite wants it */
-    int transposed;     /* a gradient may lie in Fortran's order */
-    int each;           /* tensors differ in lr_scale or scale */
-    int variant;        /* of the kernel */
-    int passes;         /* around it */
+    intptr_t active;        /* tensors with a gradient to follow */
+    int64_t elements;       /* of all that are in the flat range */
+    int64_t bytes;          /* of the flat range */
+    int64_t iterations;     /* updates before this call */
+    int64_t calls_in_cycle; /* since the latest update, with this one */
+    int summing;            /* gradients are summed over calls */
+    int updates;            /* this call updates */
+    int dry;                /* nothing is written: gradients are looked at, as nonfinite wants it */
+    int transposed;         /* a gradient may lie in Fortran's order */
+    int each;               /* tensors differ in lr_scale or scale */
+    int variant;            /* of the kernel */
+    int passes;             /* around it */
     rmsprop_settings settings; /* as they were when the step began */
     rmsprop_scalars scalars;
     double *block_sums; /* `blocks` of them; NULL: no norm is asked for */
@@ -115,7 +115,7 @@ typedef struct {
     int nonfinite; /* a gradient is, and settings ask */
     int shares;    /* at least 1 */
     int one_shot;  /* for more than one: in a team of their own, see team.h */
-    int needed;    /* bits of the slots that this step leaves: 1 << RMSPROP_ACCUMULATOR, ... */
+    int required;  /* bits of the slots that this step leaves: 1 << RMSPROP_ACCUMULATOR, ... */
 } rmsprop_job;
 
 /* How many calls make an update. */
@@ -128,7 +128,7 @@ static inline int64_t rmsprop_cycle(const rmsprop_settings *settings)
 }
 
 /* Which slots the settings ask for, as bits: 1 << RMSPROP_ACCUMULATOR, ... */
-static inline int rmsprop_slots_needed(const rmsprop_settings *settings)
+static inline int rmsprop_required_slots(const rmsprop_settings *settings)
 {
     return 1 << RMSPROP_ACCUMULATOR | (settings->momentum > 0) << RMSPROP_MOMENTUM |
            (settings->centered != 0) << RMSPROP_AVERAGE_GRADIENT |
@@ -152,19 +152,19 @@ static inline int rmsprop_fit_float32(const rmsprop_settings *settings)
            !(settings->parameter_clipnorm < least && settings->parameter_clipnorm > 0);
 }
 
-/* What a call is to do, from the settings and the slots that they need: the updates made so far,
+/* What a call is to do, from the settings and the slots that they require: the updates made so far,
  * the calls since the latest one with this one, and whether tensors have an lr_scale. */
 static inline void rmsprop_begin(rmsprop_job *restrict job,
-                                 const rmsprop_settings *restrict settings, int needed,
+                                 const rmsprop_settings *restrict settings, int required,
                                  int64_t iterations, int64_t calls, int scaled)
 {
     const int64_t cycle = rmsprop_cycle(settings);
     job->settings = *settings;
     job->iterations = iterations;
-    job->calls = calls;
+    job->calls_in_cycle = calls;
     job->summing = cycle > 1 || calls > 1; /* in a cycle that ends early, too */
     job->updates = calls >= cycle;
-    job->needed = needed | job->summing << RMSPROP_GRADIENT_SUM;
+    job->required = required | job->summing << RMSPROP_GRADIENT_SUM;
     job->variant = 6 * (settings->centered != 0) + (settings->epsilon_in_sqrt != 0) +
                    (settings->momentum == 0   ? 0
                     : settings->nesterov != 0 ? 4
@@ -189,7 +189,7 @@ static inline void rmsprop_begin(rmsprop_job *restrict job,
 }
 
 /* Begins the flat range. */
-static inline void rmsprop_line_up_anew(rmsprop_job *job)
+static inline void rmsprop_begin_lining_up(rmsprop_job *job)
 {
     job->active = 0;
     job->elements = job->bytes = 0;

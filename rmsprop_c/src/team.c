@@ -17,7 +17,7 @@ enum {
 };
 
 static int available = 1;  /* so many threads were seen to live at once */
-static int refused = 1025; /* and so many could not */
+static int too_many = 1025; /* and so many could not */
 
 static int64_t smaller(int64_t x, int64_t y)
 {
@@ -42,12 +42,12 @@ int rmsprop_team_size(int64_t elements, int *one_shot)
         count = smaller(elements / policy->one_shot_share,
                         smaller(policy->processors, rmsprop_threads_limit()));
     }
-    if (rmsprop_threads_openmp() == 0 || count <= 1 || count >= refused) {
+    if (rmsprop_threads_openmp() == 0 || count <= 1 || count >= too_many) {
         return 1;
     }
     if (count > available) {
         if (!rmsprop_threads_available((int)count)) {
-            refused = (int)count;
+            too_many = (int)count;
             return 1;
         }
         available = (int)count;

@@ -32,7 +32,7 @@ int rmsprop_threads_limit(void)
 #endif
 }
 
-void rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument)
+void rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument)
 {
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(shares) schedule(static)
@@ -66,15 +66,15 @@ uint64_t rmsprop_threads_self(void)
 #include <string.h>
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t empty = PTHREAD_COND_INITIALIZER; /* nobody is inside */
-static pthread_cond_t over = PTHREAD_COND_INITIALIZER;  /* nobody forks */
+static pthread_cond_t empty = PTHREAD_COND_INITIALIZER; /* no thread is inside */
+static pthread_cond_t over = PTHREAD_COND_INITIALIZER;  /* no thread forks */
 static int inside = 0;                                  /* steps in flight; under gate */
 static int forking = 0;                                 /* forks that wait; under gate */
 static int forked = 0;
 static int forks = 0;
 static uint64_t survivor = 0; /* the thread that made the latest of them */
 
-void rmsprop_threads_enter(void)
+void rmsprop_fork_gate_enter(void)
 {
     pthread_mutex_lock(&gate);
     while (forking > 0) {
@@ -84,7 +84,7 @@ void rmsprop_threads_enter(void)
     pthread_mutex_unlock(&gate);
 }
 
-void rmsprop_threads_leave(void)
+void rmsprop_fork_gate_leave(void)
 {
     pthread_mutex_lock(&gate);
     if (--inside == 0) {
@@ -93,7 +93,7 @@ void rmsprop_threads_leave(void)
     pthread_mutex_unlock(&gate);
 }
 
-/* The gate stays locked through the fork, and while it waits nobody enters: among three threads
+/* The gate stays locked through the fork, and while it waits no thread enters: among three threads
  * that step all the time, it found none inside only after 30 to 170 ms. */
 static void before_fork(void)
 {
@@ -279,11 +279,11 @@ uint64_t rmsprop_threads_survivor(void)
     return 0;
 }
 
-void rmsprop_threads_enter(void)
+void rmsprop_fork_gate_enter(void)
 {
 }
 
-void rmsprop_threads_leave(void)
+void rmsprop_fork_gate_leave(void)
 {
 }
 

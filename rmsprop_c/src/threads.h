@@ -1,5 +1,5 @@
 /* What the package asks of OpenMP and of the operating system's threads. Without POSIX threads
- * (Windows) there is no fork to guard against, and work that wanted a fresh thread runs in the
+ * (Windows) there is no fork to guard against, and work that wants a new thread runs in the
  * caller's. */
 #ifndef RMSPROP_THREADS_H
 #define RMSPROP_THREADS_H
@@ -19,10 +19,10 @@ int rmsprop_threads_limit(void);
  * floating-point environment of the contract. They are iterations of a loop, so each is done once
  * however many threads OpenMP really gives. (Cython's prange asks which thread holds the GIL, and
  * before Python 3.12 gets a wrong answer in threads of our own once there are subinterpreters.) */
-void rmsprop_threads_share(int shares, void (*work)(const void *, int), const void *argument);
+void rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument);
 
 /* Has this process been forked, from whatever parent, without an exec since? OpenMP's teams of the
- * parent are gone there, and libgomp waits for them for ever when the same thread uses them again.
+ * parent are gone there, and libgomp waits for them indefinitely when the same thread uses them again.
  */
 int rmsprop_threads_forked(void);
 
@@ -39,8 +39,8 @@ uint64_t rmsprop_threads_survivor(void);
 
 /* Steps that run without the GIL are counted in and out. A fork waits until none is inside, and
  * holds new ones back meanwhile: a child never sees half a step. */
-void rmsprop_threads_enter(void);
-void rmsprop_threads_leave(void);
+void rmsprop_fork_gate_enter(void);
+void rmsprop_fork_gate_leave(void);
 
 /* Can this many threads with OpenMP's stack size live at once? (libgomp ends the process if not.)
  */

@@ -28,7 +28,7 @@ OPENMP = _core.openmp_version() != 0
 
 
 def python(code, timeout=120, **environment):
-    """What a fresh interpreter prints; a hang or a crash fails the test."""
+    """What a new interpreter prints; a hang or a crash fails the test."""
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -140,7 +140,7 @@ def test_each_element_is_updated_once_when_openmp_gives_fewer_threads(limit):
     code = """
 import numpy as np
 from rmsprop_c import RMSprop, _core, set_num_threads
-_core.configure_minimums(team=1)
+_core.configure_minimums(persistent=1)
 set_num_threads(8)
 p = np.ones(100_003, np.float32)
 opt = RMSprop(lr=0.5, clipnorm=1e9)
@@ -154,7 +154,7 @@ def test_a_stack_that_no_thread_can_have_leaves_the_step_serial():
     code = """
 import numpy as np
 from rmsprop_c import RMSprop, _core, set_num_threads
-_core.configure_minimums(team=1)
+_core.configure_minimums(persistent=1)
 set_num_threads(4)
 p = np.ones(100_003, np.float32)
 RMSprop(lr=0.5).step([p], [np.ones_like(p)])
@@ -166,7 +166,7 @@ print(len(np.unique(p)))
 def test_a_large_step_uses_a_team_of_its_own_by_default(model):
     params, grads = model
     wanted, count = expected(params, grads, 2), threading.active_count()
-    before = _core.configure_minimums(unlocked=1, fresh=1, share=1)
+    before = _core.configure_minimums(unlocked=1, one_shot=1, share=1)
     try:
         opt = RMSprop()
         for _ in range(2):
@@ -252,12 +252,12 @@ print(same, os.waitpid(pid, 0)[1])
 @pytest.mark.parametrize(
     "setup",
     [
-        "set_num_threads(2); _core.configure_minimums(unlocked=1, team=1)",
-        "set_num_threads(2); _core.configure_minimums(unlocked=1, team=1, fresh=1)",
-        "_core.configure_minimums(unlocked=1, fresh=1, share=1)",
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, persistent=1)",
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, persistent=1, one_shot=1)",
+        "_core.configure_minimums(unlocked=1, one_shot=1, share=1)",
         "",
     ],
-    ids=["hot team", "hot team, fresh in the child", "fresh team", "default"],
+    ids=["persistent team", "persistent team, new in the child", "one-shot team", "default"],
 )
 def test_a_forked_child_finishes_its_steps(setup):
     assert python(FORK.format(setup=setup, size=100_003)) == "True 0"
@@ -269,7 +269,7 @@ import os, threading
 import numpy as np
 from rmsprop_c import RMSprop, _core, set_num_threads
 set_num_threads(2)
-_core.configure_minimums(unlocked=1, team=1)
+_core.configure_minimums(unlocked=1, persistent=1)
 models = [[np.zeros(200_000, np.float32) for _ in range(3)] for _ in range(2)]
 stop = False
 
@@ -336,7 +336,7 @@ def test_a_refused_thread_count_does_not_refuse_smaller_ones():
     code = """
 import numpy as np
 from rmsprop_c import RMSprop, _core, set_num_threads
-_core.configure_minimums(unlocked=1, team=1)
+_core.configure_minimums(unlocked=1, persistent=1)
 p, g = np.ones(100_003, np.float32), np.ones(100_003, np.float32)
 opt = RMSprop(lr=0.5)
 for n in (1024, 2, 1024, 1):
@@ -376,7 +376,7 @@ def test_a_list_may_change_while_a_long_step_runs(model):
 STEP = """
 import numpy as np
 from rmsprop_c import RMSprop, _core, set_num_threads
-_core.configure_minimums(unlocked=1, team=1)
+_core.configure_minimums(unlocked=1, persistent=1)
 set_num_threads(2)
 p, q = np.ones(1000), np.ones(1000)
 RMSprop().step([p], [p * 0.5])

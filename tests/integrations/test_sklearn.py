@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
-from rmsprop_c import RMSprop, reference, sklearn as door
+from rmsprop_c import RMSprop, reference, sklearn as integration
 from rmsprop_c.sklearn import MLPClassifier, MLPRegressor
 
 OURS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
@@ -98,9 +98,9 @@ def test_scikit_learn_checks_pass_and_none_is_expected_to_fail(estimator, check)
 @pytest.mark.parametrize("name", OURS)
 def test_every_parameter_of_scikit_learn_is_taken_with_its_default_apart_from_three(name):
     ours, theirs = OURS[name]().get_params(), THEIRS[name]().get_params()
-    assert set(ours) == set(theirs) | set(door.OPTIONS)
+    assert set(ours) == set(theirs) | set(integration.OPTIONS)
     own = {"solver": "rmsprop", "momentum": None, "nesterovs_momentum": None}
-    assert ours == theirs | door.OPTIONS | own
+    assert ours == theirs | integration.OPTIONS | own
     # The same names may be given by position, in the same order.
     positions = [
         [p.name for p in inspect.signature(cls).parameters.values() if p.kind != p.KEYWORD_ONLY]
@@ -114,13 +114,13 @@ def test_every_parameter_of_scikit_learn_is_taken_with_its_default_apart_from_th
 def record(monkeypatch):
     """The list into which each update puts its parameters before it, and its gradients."""
     calls = []
-    update = door._Solver.update_params
+    update = integration._Solver.update_params
 
     def recorded(self, params, grads):
         calls.append((copy.deepcopy(params), copy.deepcopy(grads)))
         update(self, params, grads)
 
-    monkeypatch.setattr(door._Solver, "update_params", recorded)
+    monkeypatch.setattr(integration._Solver, "update_params", recorded)
     return calls
 
 
@@ -177,7 +177,7 @@ def test_every_option_reaches_the_optimizer(name):
     for option, value in {**EVERY_OPTION, "parameter_clipnorm": 0.7}.items():
         model = partial(OURS[name](hidden_layer_sizes=(3,), **{option: value}), *data(name))
         assert getattr(model.optimizer_, option) == value, option
-    assert set(EVERY_OPTION) | {"parameter_clipnorm"} == set(door.OPTIONS)
+    assert set(EVERY_OPTION) | {"parameter_clipnorm"} == set(integration.OPTIONS)
     shared = {"learning_rate_init": 0.5, "epsilon": 0.25, "momentum": 0.125}
     opt = partial(OURS[name](nesterovs_momentum=True, **shared), *data(name)).optimizer_
     assert (opt.lr, opt.epsilon, opt.momentum, opt.nesterov) == (0.5, 0.25, 0.125, True)
@@ -525,4 +525,4 @@ def test_the_page_lists_every_parameter_of_ours():
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
     shared = {"solver", "learning_rate_init", "learning_rate", "power_t", "epsilon"}
-    assert listed == set(door.OPTIONS) | shared | set(door.MOMENTUM)
+    assert listed == set(integration.OPTIONS) | shared | set(integration.MOMENTUM)

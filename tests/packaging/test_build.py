@@ -117,7 +117,8 @@ for dtype, step in (np.float32, user.step_f32), (np.float64, user.step_f64):
     p, g, a = (reference.spread_values(20_011, seed, -60, 8, dtype) for seed in range(3))
     a = abs(a)
     q, b = p.copy(), a.copy()
-    off = dict.fromkeys(("bias", "momentum", "lr_outside", "weight_decay", "ema_momentum"), 0.0)
+    neutral = ("rho_power", "momentum", "lr_outside", "weight_decay", "ema_momentum")
+    off = dict.fromkeys(neutral, 0.0)
     step(p, g, a, dict(scalars, learning_rate=scalars["lr"], **off))
     bound = dtype(scalars["clipvalue"])
     clipped = np.clip(g * dtype(scalars["scale"]), -bound, bound)
@@ -341,8 +342,8 @@ def test_the_import_imports_no_other_library_but_numpy(python, tmp_path):
     imported = run(python, "-c", IMPORT, cwd=tmp_path).stdout.split()[1:]
     libraries = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert {x for x in libraries if "cython" not in x} == {"rmsprop_c"}
-    doors = {f"rmsprop_c.{name}" for name in ("sklearn", "scipy", "torch", "mpi")}
-    assert not doors & set(imported)
+    integrations = {f"rmsprop_c.{name}" for name in ("sklearn", "scipy", "torch", "mpi")}
+    assert not integrations & set(imported)
 
 
 def test_a_schedule_is_imported_when_it_is_asked_for(python, tmp_path):

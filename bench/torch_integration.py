@@ -1,7 +1,7 @@
 """torch.optim.RMSprop and rmsprop_c.torch.RMSprop in one process, on torch's own OpenMP.
 
-    python bench/torch_door.py --out bench/results/torch.json
-    python bench/torch_door.py --table      the tables of docs/torch.md, from that file
+    python bench/torch_integration.py --out bench/results/torch.json
+    python bench/torch_integration.py --table      the tables of docs/torch.md, from that file
 
 Steps: of a multilayer perceptron, an LSTM and ResNet-50's tensors, with gradients that stay as they
 are. Training: whole iterations of the first two. Curves: the losses of a network on handwritten
