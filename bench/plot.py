@@ -116,7 +116,7 @@ def bandwidth():
 
 
 def scaling():
-    """Speed over the number of hot threads."""
+    """Speed over the number of threads of a persistent team."""
     result = read("sweep")
     figure, axes = plt.subplots(figsize=(5.5, 3.8))
     most = 1
@@ -224,7 +224,7 @@ def comparison():
             f"{result['machine']['processor']}, {result['machine']['processors']} processors, "
             f"{result['date']}, instruction set {result['package']['isa']}. {versions}.",
             "",
-            "```",
+            "```{code-block} text\n:class: wide",
             table(result).strip("\n"),
             "```",
             "",

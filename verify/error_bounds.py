@@ -315,7 +315,7 @@ def norm_error(n, trials=20):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="worst_cases.json anew")
+    parser.add_argument("--write", action="store_true", help="worst_cases.json again")
     parser.add_argument("--samples", type=int, default=20_000_000, help="float32; a tenth else")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

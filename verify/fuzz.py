@@ -5,7 +5,7 @@ It mutates the checkpoints of tests/checkpoint/corpus for `RMSprop.load` and the
 takes longer than a second or 100 MB. What is loaded must work: it makes a step, and comes back the
 same from another checkpoint. A failing case is written to the folder for temporary files.
 
-``--make`` writes the corpus anew.
+``--make`` writes the corpus again.
 """
 
 import argparse
@@ -263,9 +263,9 @@ def try_config(config):
     return True
 
 
-def peak(anew=False):
+def peak(again=False):
     """The most megabytes of memory that this process has had, or has had from now on (Linux)."""
-    if anew:
+    if again:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
@@ -275,7 +275,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--make", action="store_true", help="write the corpus anew")
+    parser.add_argument("--make", action="store_true", help="write the corpus again")
     arguments = parser.parse_args()
     if arguments.make:
         for name, text in seeds().items():
@@ -296,7 +296,7 @@ def main():
         while time.monotonic() < end:
             which = cases[0] > 2 * cases[1]
             case = mutated_json(rng, rng.choice(configs)) if which else mutated(rng, corpus)
-            before, start = peak(anew=True), time.process_time()
+            before, start = peak(again=True), time.process_time()
             faulthandler.dump_traceback_later(30, exit=True)
             try:
                 if which:

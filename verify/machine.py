@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         rng = np.random.default_rng(seed)
         self.expected = [numbers(dtype, shape, rng) for dtype, shape in self.shapes]
         self.layouts = [layout] * len(self.shapes)
-        self.lie_anew()
+        self.lie_again()
         self.model = Model()
         self.opt = RMSprop()
         self.others = []  # optimizers that have been left behind, and their state
@@ -208,7 +208,7 @@ class Machine(RuleBasedStateMachine):
 
     # Arrays.
 
-    def lie_anew(self):
+    def lie_again(self):
         """Put the parameters where the layouts want them."""
         self.params, self.buffers = [], []
         for x, name in zip(self.expected, self.layouts, strict=True):
@@ -935,7 +935,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def move_the_parameters(self, data):
         self.layouts = [data.draw(layout_names) for _ in self.shapes]
-        self.lie_anew()
+        self.lie_again()
 
     @rule(threads=st.sampled_from([None, 1, 2, 3]), isa=st.sampled_from(ISAS), small=st.booleans())
     def compute_otherwise(self, threads, isa, small):

@@ -103,7 +103,7 @@ def record(name, figures):
 
 
 def reported(text, results):
-    """The report with the table of figures made anew."""
+    """The report with the table of figures made again."""
     rows = ["| Check | Last run | Result |", "|---|---|---|"]
     for name, figures in sorted(results.items()):
         rows.append(f"| {name} | {figures['date']} | {figures['summary']} |")

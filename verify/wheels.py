@@ -30,7 +30,7 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
 OLDEST_NUMPY = {"3.11": "1.25.0"}  # the newest Pythons have none so old
 LARGEST = 1_000_000  # bytes of a wheel
 DIST = ROOT / "dist"
-# They need the tree: they build it anew, are about its other files, or read symbols, of which a
+# They need the tree: they build it again, are about its other files, or read symbols, of which a
 # wheel is stripped.
 OF_A_WHEEL = ["tests", "--ignore=tests/packaging", "-m", "not plain"]
 INFO = """

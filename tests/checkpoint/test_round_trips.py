@@ -74,7 +74,7 @@ def test_every_schedule_goes_on_where_it_was(name, calls, tmp_path):
     assert_same_future(opt, twin, params, grads[calls:], "list")
 
 
-def test_the_naive_way_begins_decay_anew(tmp_path):
+def test_the_naive_way_begins_decay_again(tmp_path):
     opt, twin = RMSprop(decay=0.5), RMSprop(decay=0.5)
     params, grads = model("mixed", 4, 0)
     twin.build(params)

@@ -4,7 +4,7 @@ import pytest
 from markdown_it import MarkdownIt
 from pages import DOCS, pages, run_page
 
-# They need a framework of bench/.venv: tests/peers/test_pages.py runs these.
+# They need a framework of bench/.venv: tests/peers/live/test_pages.py runs these.
 ELSEWHERE = ("jax.md", "torch.md")
 
 

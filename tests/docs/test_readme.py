@@ -17,11 +17,16 @@ from rmsprop_c.hyperparameters import OPTIONS
 
 pytestmark = pytest.mark.plain
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FORMULAS, OPTIONS_PAGE, GUARANTEES, C_PAGE = (
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("formulas", "options", "guarantees", "c")
+)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
 def test_the_example_prints_what_it_says(capsys):
@@ -32,26 +37,27 @@ def test_the_example_prints_what_it_says(capsys):
 
 
 def test_each_line_for_a_framework_makes_an_optimizer():
-    table = README.split("## Which RMSprop do you have?")[1].split("## Options")[0]
-    calls = re.findall(r"`(RMSprop(?:\.like)?\(.*?\))`", table)
+    calls = re.findall(r"`(RMSprop(?:\.like)?\(.*?\))`", FORMULAS.split("| yours |")[1])
     assert len(calls) == 13
     named = {call.split('"')[1] for call in calls if ".like" in call}
     assert named == set(presets.PRESETS)
-    for call in calls:
+    (_, shown) = blocks("python")
+    lines = [line.split("#")[0].strip() for line in shown.splitlines()]
+    assert {line.split('"')[1] for line in lines} == named
+    for call in (*calls, *lines):
         assert isinstance(eval(call, {"RMSprop": RMSprop}), RMSprop)
 
 
 def test_the_options_listed_are_all_there_are():
-    table = README.split("## Options")[1].split("## Speed")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1] for line in OPTIONS_PAGE.splitlines() if line.startswith("| `")]
     listed = re.findall(r"`(\w+)", "".join(rows))
     assert sorted(listed) == sorted(OPTIONS)
 
 
 def test_the_c_example_compiles_and_prints_what_it_says(tmp_path):
-    (code,) = blocks("c")
+    (code,) = blocks("c", C_PAGE)
     (tmp_path / "example.c").write_text(code)
-    (command,) = [block for block in blocks("sh") if block.startswith("gcc")]
+    (command,) = [block for block in blocks("sh", C_PAGE) if block.startswith("gcc")]
     command = command.replace("$(python ", f"$({sys.executable} ")
     subprocess.run(f"{command.strip()} -Wall -Wextra -Werror", shell=True, cwd=tmp_path, check=True)
     out = subprocess.run(tmp_path / "a.out", capture_output=True, text=True, check=True).stdout
@@ -75,10 +81,16 @@ ERRORS = {
 
 @pytest.mark.parametrize("begin", ERRORS)
 def test_errors_read_as_shown(begin):
-    (line,) = [line for line in README.splitlines() if begin in line and "Error: " in line]
+    (line,) = [line for line in GUARANTEES.splitlines() if begin in line and "Error: " in line]
     with pytest.raises((TypeError, ValueError)) as caught:
         ERRORS[begin]()
     assert f"{caught.type.__name__}: {caught.value}" == line
+
+
+def test_the_readme_shows_errors_of_the_page():
+    shown = [line for line in README.splitlines() if re.match("[A-Z][a-z]+Error: ", line)]
+    assert len(shown) == 3
+    assert set(shown) <= set(GUARANTEES.splitlines())
 
 
 def test_the_examples_of_compiled_docstrings_print_what_they_say():
@@ -103,5 +115,5 @@ def test_each_line_of_the_integrations_runs(library):
         "PyTorch",
         "JAX",
     }
-    if library not in ("PyTorch", "JAX"):  # which tests/peers/test_pages.py has
+    if library not in ("PyTorch", "JAX"):  # which tests/peers/live/test_pages.py has
         assert run_integration(library, minimize=minimize)["params"][0].shape == (3,)

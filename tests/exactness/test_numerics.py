@@ -197,7 +197,7 @@ def test_averages_of_parameters_stay_within_their_bound(dtype):
     )
     opt = RMSprop(lr=0.0, use_ema=True, ema_momentum=real(0.7).item())
     opt.build([p])
-    opt.set_weights([1, np.ones_like(p), ema])  # the first update would begin anew
+    opt.set_weights([1, np.ones_like(p), ema])  # the first update would begin again
     opt.step([p], [np.ones_like(p)])
     with decimal.localcontext(DIGITS):
         given = (opt.weights[1], ema, p, real(0.7), 1 - real(0.7), np.finfo(dtype).eps / 2)

@@ -47,7 +47,7 @@ def test_naive_code_is_right_where_nothing_goes_wrong(options, naive_library, mo
 @pytest.mark.parametrize(
     ("threads", "size"),
     [(2, 100_003), (2, 1 << 22), (None, 1 << 22)],
-    ids=["a team", "a team that the child makes anew", "default"],
+    ids=["a team", "a team that the child makes again", "default"],
 )
 @promise(naive=HANGS, patience=3)
 def test_a_forked_child_goes_on_with_the_right_bits(library, threads, size):

@@ -354,7 +354,7 @@ def test_partial_fit_goes_on_with_its_optimizer_also_through_pickle(name, dtype,
         parts = partial(copied(parts), x, y)
     same_weights(parts, fitted)
     assert parts.optimizer_.iterations == 24
-    # One epoch after a fit goes on where it ended; a fit begins anew, warm or not.
+    # One epoch after a fit goes on where it ended; a fit begins again, warm or not.
     assert partial(fitted, x, y).optimizer_.iterations == 28
     warm = fitted.set_params(warm_start=True)
     before = copy.deepcopy(weights(warm))

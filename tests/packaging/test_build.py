@@ -358,7 +358,7 @@ assert rmsprop_c.schedules is sys.modules["rmsprop_c.schedules"]
 
 
 def test_the_import_loads_what_steps_need_and_steps_load_nothing(python, tmp_path):
-    """A process forked while another thread imports waits for ever at an import of its own."""
+    """A process forked while another thread imports waits indefinitely at an import of its own."""
     code = """
 import sys
 import numpy as np

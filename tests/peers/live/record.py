@@ -1,4 +1,4 @@
-"""Runs all cases in the frameworks that are installed and writes recorded/ anew.
+"""Runs all cases in the frameworks that are installed and writes recorded/ again.
 
 Run it in the peers' environment: bench/.venv/bin/python tests/peers/record.py
 

@@ -16,7 +16,7 @@ from recorded import assert_close, like, trajectory as our_trajectory
 
 from rmsprop_c import RMSprop
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "torch.md").read_text()
 CASES = {f"{case.framework}-{case.name}": case for case in grid()}
 MAIN = ("plain", "momentum=0.875", "centered", "momentum=0.875,centered")
 EXCHANGED = [f"{framework}-{name}" for framework in ("torch", "keras3", "optax") for name in MAIN]
@@ -244,9 +244,10 @@ def test_defaults_are_those_of_the_framework(framework):
     assert given.get_config() == RMSprop.like(framework, **required).get_config()
 
 
-def test_the_readme_shows_how_state_comes_over_from_pytorch():
+def test_the_page_shows_how_state_comes_over_from_pytorch():
     pytest.importorskip("torch")
-    (code,) = re.findall(r"^```python\n(import torch\n.*?)^```", README, re.DOTALL | re.MULTILINE)
+    section = PAGE.split("## Leaving torch and coming back")[1]
+    (code,) = re.findall(r"^```python\n(.*?import_state.*?)^```", section, re.DOTALL | re.MULTILINE)
     there = """
 for p in model.parameters():
     p.grad = torch.arange(1.0, p.numel() + 1).reshape(p.shape)
@@ -256,7 +257,7 @@ theirs.step()
 grads = [p.grad.numpy() for p in model.parameters()]
 opt.step(params, grads)
 """
-    scope = {"RMSprop": RMSprop}
+    scope = {}
     code = code.replace("# ... training in torch ...", there)
     exec(code.replace("# ... training here ...", here), scope)
     params = [p.copy() for p in scope["params"]]  # of torch's own memory

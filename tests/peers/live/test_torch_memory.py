@@ -163,7 +163,7 @@ def made_a_part_of_another(entry):
             tensor.data = torch.stack([tensor, tensor])[1]
 
 
-def made_anew(entry):
+def made_again(entry):
     for kind, tensor in entry.items():
         entry[kind] = tensor.clone()
 
@@ -174,7 +174,7 @@ STATE_MOVES = (
     given_other_data,
     set_to_another,
     made_a_part_of_another,
-    made_anew,
+    made_again,
 )
 
 
