@@ -35,7 +35,7 @@ FLAGS = (
 )
 
 
-FROM_0 = ("lr", "epsilon", "decay", "weight_decay", "initial_accumulator_value")
+FROM_0 = ("lr", "learning_rate", "epsilon", "decay", "weight_decay", "initial_accumulator_value")
 
 
 FROM_0_TO_1 = ("rho", "momentum", "ema_momentum")
@@ -47,10 +47,12 @@ OPTIONAL = ("clipnorm", "clipvalue", "parameter_clipnorm")
 COUNTS = ("ema_overwrite_frequency", "gradient_accumulation_steps")
 
 
-NOT_NUMBERS = ["abc", "0.5", b"1", [0.5], (), 1j, True, np.False_, np.array(0.5), np.array([0.5])]
+NOT_NUMBERS = ["abc", "0.5", b"1", [0.5], (), (0.1,), 1j, True, np.True_, np.False_]
+NOT_NUMBERS += [np.array(0.5), np.array([0.5]), object()]
 
 
-NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan"), 10**400, -(10**400)]
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan"), np.float32("inf")]
+NOT_FINITE += [np.float64("nan"), 10**400, -(10**400)]
 
 
 def bad_values():
@@ -59,9 +61,11 @@ def bad_values():
         yield from ((name, value, TypeError) for value in NOT_NUMBERS)
         if name != "epsilon":  # where it is 1e-7, as in Keras 2.1
             yield name, None, TypeError
-        yield from ((name, value, ValueError) for value in [*NOT_FINITE, -1, -1e-300])
+        yield from (
+            (name, value, ValueError) for value in [*NOT_FINITE, -1, -1e-300, np.float32(-0.5)]
+        )
     for name in FROM_0_TO_1:
-        yield from ((name, value, ValueError) for value in (1.5, 2, np.nextafter(1, 2)))
+        yield from ((name, value, ValueError) for value in (1.5, 2, 1e300, np.nextafter(1, 2)))
     for value in (1e39, 3.5e38):  # it would be infinity in float32
         yield "initial_accumulator_value", value, ValueError
     for name in OPTIONAL:
@@ -87,10 +91,13 @@ BAD_VALUES = list(bad_values())
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "exception"), BAD_VALUES, ids=[f"{n}={v!r:.20}" for n, v, _ in BAD_VALUES]
+    ("name", "value", "exception"),
+    BAD_VALUES,
+    ids=[f"{n}={label(v):.20}" for n, v, _ in BAD_VALUES],
 )
 def test_a_bad_value_is_refused_with_its_name_and_changes_nothing(name, value, exception):
-    message = rf"^{name} is {re.escape(repr(value))}[;,]"
+    called = "(lr|learning_rate)" if name == "learning_rate" else name
+    message = rf"^{called} is {re.escape(repr(value))}[;,]"
     for make in (RMSprop, lambda **arguments: RMSprop.from_config(arguments)):
         with pytest.raises(exception, match=message) as raised:
             make(**{name: value})
@@ -103,6 +110,16 @@ def test_a_bad_value_is_refused_with_its_name_and_changes_nothing(name, value, e
         setattr(opt, name, value)
     assert everything(opt) == before
     usable(opt, twin, params, second)
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate", "epsilon", "decay", "rho", *OPTIONAL])
+def test_a_dict_is_no_number(name):
+    """In a config it may describe a schedule."""
+    opt = RMSprop()
+    for use in (lambda: RMSprop(**{name: {}}), lambda: setattr(opt, name, {})):
+        with pytest.raises(TypeError, match=r"is \{\}; it must be a real number"):
+            use()
+    assert opt.get_config() == RMSprop().get_config()
 
 
 @pytest.mark.parametrize(
