@@ -90,8 +90,6 @@ cdef extern from "src/threads.h" nogil:
 cdef extern from "src/step.h" nogil:
     enum:
         ACCUMULATOR "RMSPROP_ACCUMULATOR"
-        MOMENTUM "RMSPROP_MOMENTUM"
-        AVERAGE_GRADIENT "RMSPROP_AVERAGE_GRADIENT"
         MOVING_AVERAGE "RMSPROP_MOVING_AVERAGE"
         GRADIENT_SUM "RMSPROP_GRADIENT_SUM"
         SLOTS "RMSPROP_SLOTS"
@@ -154,7 +152,6 @@ cdef extern from "src/step.h" nogil:
     void begin "rmsprop_begin"(Job*, const Settings*, int, int64_t, int64_t, bint)
     void begin_lining_up "rmsprop_begin_lining_up"(Job*)
     void line_up "rmsprop_line_up"(Tensor*, Job*)
-    void perform "rmsprop_perform"(void*)
     void finish "rmsprop_finish"(const Job*)
     void clear "rmsprop_clear"(const Job*)
     void update_alone "rmsprop_update_alone"(const rmsprop_kernels*, void*, const void*, void*,

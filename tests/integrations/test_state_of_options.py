@@ -69,3 +69,11 @@ def test_a_parameter_without_state_in_torch_begins_with_zeros_here():
     opt.import_state("torch", {"state": {0: state}, "param_groups": [{"params": [0, 1]}]})
     for found, wanted in zip(opt.get_weights(), ([0.5, 0.5], [0.0, 0.0, 0.0]), strict=True):
         assert_same_bits(found, np.array(wanted))
+
+
+def test_a_model_without_parameters_goes_to_keras_and_comes_back_with_every_slot():
+    opt = RMSprop(momentum=0.5, centered=True)
+    opt.build([])
+    variables = opt.export_state("keras3", [np.int64(0), np.float32(0.001)])
+    opt.import_state("keras3", variables)
+    assert list(opt._snapshot().slots) == ["accumulator", "momentum", "average_gradient"]
