@@ -3,7 +3,7 @@
 """The binding: arrays -> checked pointers -> the job of a step, which ``src/step.c`` makes.
 
 What needs no Python object is in ``src/``, and the arithmetic on elements in
-``include/rmsprop.h``. What does is in ``binding/``, in files that depend on those above them:
+``include/rmsprop.h``. What does is in ``binding/``, to be read in this order:
 
     turns.pxi       one thread at a time in an optimizer
     dlpack.pxi      tensors of other libraries

@@ -122,7 +122,7 @@ def gradient(g: Any, name: str, p: NDArray[Any], param_name: str) -> NDArray[Any
     return array
 
 
-def gradients(params: Any, grads: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None]]:
+def checked_model(params: Any, grads: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None]]:
     """Parameters and gradients as lists of ndarrays by position, checked as a step checks them."""
     bare = isinstance(params, np.ndarray)
     keys = tuple(params) if isinstance(params, dict) else None

@@ -135,16 +135,18 @@ def _meta(class_name: str, config: dict[str, Any], state: states.State) -> bytes
 
 
 def load(
-    path: str | os.PathLike[str], make: Callable[[str, dict[str, Any], states.State], Made]
+    path: str | os.PathLike[str],
+    class_name: str,
+    make: Callable[[dict[str, Any], states.State], Made],
 ) -> Made:
-    """What `make` returns for the class name, the config and the state that `save` wrote.
+    """What `make` returns for the config and the state that `save` wrote with this class name.
 
     ValueError, with the reason, for any other file, and for whatever `make` raises.
     """
     name = os.fsdecode(path)
     with open(name, "rb", opener=_open) as file:
         try:
-            return make(*_load(file))
+            return make(*_load(file, class_name))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # from_config of any class may raise anything
@@ -159,7 +161,7 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _load(file: BufferedReader) -> tuple[str, dict[str, Any], states.State]:
+def _load(file: BufferedReader, class_name: str) -> tuple[dict[str, Any], states.State]:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
@@ -168,6 +170,8 @@ def _load(file: BufferedReader) -> tuple[str, dict[str, Any], states.State]:
         raise ValueError(FOREIGN)
     text = _read(file, "meta", members, min(status.st_size, LARGEST_META), (np.uint8,))
     meta = _read_meta(text.tobytes())
+    if meta["class_name"] != class_name:
+        raise ValueError(f"it holds a {reprlib.repr(meta['class_name'])}, not a {class_name!r}")
     slots: dict[str, list[NDArray[Any]]] = {}
     for name in meta["slots"]:
         slots[name] = []
@@ -182,7 +186,7 @@ def _load(file: BufferedReader) -> tuple[str, dict[str, Any], states.State]:
     found = file.read(len(expected) + 1)
     if found != expected:
         raise ValueError(CUT if expected.startswith(found) else "its directory is not that of save")
-    return meta["class_name"], meta["config"], states.from_mapping(meta | {"slots": slots})
+    return meta["config"], states.from_mapping(meta | {"slots": slots})
 
 
 class Member(NamedTuple):

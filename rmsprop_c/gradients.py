@@ -190,7 +190,7 @@ def clipped(grads: Any, params: Model, numbers: Mapping[str, float]) -> Any:
         raise ValueError(
             f"loss returned {len(grads)} gradients, but params has {len(params)} entries"
         )
-    checked_params, checked_grads = arrays.gradients(params, grads)
+    checked_params, checked_grads = arrays.checked_model(params, grads)
     if any(p.dtype.char == "f" for p in checked_params):
         check_float32(numbers, LIMITS)
     return like(params, reference.clip(checked_grads, *limits))

@@ -21,9 +21,9 @@ class Hyperparameter(NamedTuple):
     high: float = INFINITY  # the smallest and the largest value allowed
 
 
-# The one table: properties, configs and defaults come from it. The rows that are numbers in C come
-# first, in the order of RMSPROP_EACH_SETTING in src/step.h. A default of None makes an argument
-# optional: for an "optional" number None and values <= 0 switch it off.
+# The one table: properties, configs and defaults come from it. Those that are numbers in C are in
+# RMSPROP_EACH_SETTING of src/step.h, too. A default of None makes an argument optional: for an
+# "optional" number None and values <= 0 switch it off.
 HYPERPARAMETERS = (
     Hyperparameter(
         "lr", 0.001, "number", "float, or callable of the iteration: the learning rate."
@@ -176,7 +176,9 @@ def check_float32(values: Mapping[str, float], names: Iterable[str] = ROUNDED_TO
             )
 
 
-def check_conflict(name: str, number: float, values: Mapping[str, float], scheduled: bool) -> None:
+def check_conflict(
+    name: str, number: float, value_of: Callable[[str], float], scheduled: bool
+) -> None:
     """Raise for a value that can't go together with the others, or with a schedule as lr."""
     if name == "decay" and number > 0 and scheduled:
         raise ValueError(
@@ -184,13 +186,13 @@ def check_conflict(name: str, number: float, values: Mapping[str, float], schedu
             "use one of the two"
         )
     for one, other in (("clipnorm", "parameter_clipnorm"), ("parameter_clipnorm", "clipnorm")):
-        if name == one and number > 0 and values[other] > 0:
+        if name == one and number > 0 and value_of(other) > 0:
             raise ValueError(
                 f"{one} is {number!r}, but {other} is set: gradients are clipped by the norm "
                 "of all or of each; set one of them to None"
             )
-    if (name == "rho" and number == 1 and values["bias_correction"]) or (
-        name == "bias_correction" and number and values["rho"] == 1
+    if (name == "rho" and number == 1 and value_of("bias_correction")) or (
+        name == "bias_correction" and number and value_of("rho") == 1
     ):
         raise ValueError("bias_correction divides by 1 - rho**t, so rho can't be 1")
 

@@ -166,9 +166,10 @@ def imported(
     like = mine.slots["accumulator"]
     _check_momentum(framework, lr_in_momentum)
     values, iterations, calls = _known(framework).read(state, own)
-    slots: dict[str, list[NDArray[Any]]] = {x: [] for x in states.SLOTS if x in values}
-    for name, arrays in slots.items():
-        for i, (accumulator, given) in enumerate(zip(like, values[name], strict=True)):
+    slots: dict[str, list[NDArray[Any]]] = {}
+    for name, found_ones in values.items():
+        slots[name] = []
+        for i, (accumulator, given) in enumerate(zip(like, found_ones, strict=True)):
             if given is None:
                 array = np.zeros_like(accumulator)
             elif given.shape != accumulator.shape:
@@ -179,7 +180,8 @@ def imported(
             else:
                 arrays_module.check_real(given, f"{name}[{i}] of the state")
                 array = given.astype(accumulator.dtype)
-            arrays.append(array)
+            slots[name].append(array)
+    slots = {name: slots[name] for name in states.SLOTS if name in slots}
     # No framework says which parameters have had a gradient in the cycle: where the sum is 0, none.
     sums = slots.get("gradient_sum", [np.zeros(0)] * own.parameters)
     found = mine._replace(calls=calls, slots=slots, pending=[bool(x.any()) for x in sums])
@@ -215,12 +217,13 @@ def exported(
             slots[name] = [np.zeros_like(x) for x in mine.slots["accumulator"]]
     _check_momentum(framework, lr_in_momentum)
     counted = mine.iterations * own.cycle + mine.calls
-    if framework == "keras3" and scheduled and counted != mine.total_calls:
+    known = _known(framework)
+    if known.has_schedules and scheduled and counted != mine.total_calls:
         raise ValueError(
             f"lr is a schedule that has come to call {mine.total_calls}, but Keras would go on at "
             f"call {counted}; assign iterations to agree on one"
         )
-    return _known(framework).write(state, own, slots, mine.iterations, mine.calls, leaf)
+    return known.write(state, own, slots, mine.iterations, mine.calls, leaf)
 
 
 def _check_momentum(framework: str, lr_in_momentum: bool | None) -> None:
@@ -373,11 +376,12 @@ class Framework(NamedTuple):
     read: Callable[[Any, Own], Read]
     write: Callable[..., Any]
     lr_in_momentum: bool
+    has_schedules: bool = False  # that go by the count in the state
 
 
 FRAMEWORKS = {
     "torch": Framework(_read_torch, _write_torch, lr_in_momentum=False),
-    "keras3": Framework(_read_keras, _write_keras, lr_in_momentum=True),
+    "keras3": Framework(_read_keras, _write_keras, lr_in_momentum=True, has_schedules=True),
     "optax": Framework(_read_optax, _write_optax, lr_in_momentum=True),
 }
 

@@ -6,18 +6,12 @@ import contextlib
 import copyreg
 import functools
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from . import (
-    _core,
-    constraints as constraints_module,
-    gradients,
-    state as states,
-)
+from . import _core, constraints as constraints_module, gradients, state as states
 from .hyperparameters import (
     DEFAULT,
     KERAS,
@@ -44,8 +38,12 @@ if TYPE_CHECKING:
 # would take longer than all the rest. None is on a step's way: a process forked while another
 # thread holds an import's lock would wait there indefinitely.
 
-if _core.settings() != NUMBERS:
-    raise ImportError("rmsprop_c._core was built from other sources than these; build it again")
+if set(_core.settings()) != set(NUMBERS):
+    raise ImportError(
+        f"RMSPROP_EACH_SETTING in src/step.h and HYPERPARAMETERS differ in "
+        f"{sorted({*_core.settings()} ^ {*NUMBERS})}: rmsprop_c._core must be built again, after "
+        "both have them"
+    )
 
 
 def _property(row: Hyperparameter) -> property:
@@ -60,7 +58,7 @@ def _property(row: Hyperparameter) -> property:
 
             if presets.taken(self._framework, called) and shown(row, number) != get_value(self):
                 raise AttributeError(self._why_not(called))
-        check_conflict(row.name, number, self._numbers(), self._get_objects()[0] is not None)
+        check_conflict(row.name, number, self._get_setting, self._get_objects()[0] is not None)
         self._set_setting(row.name, number)
 
     return property(get_value, set_value, doc=row.doc)
@@ -528,7 +526,8 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        checkpoint.save(path, type(self).__name__, self.get_config(), self._snapshot())
+        state = self._snapshot()  # waits for a step under way, in which options may be assigned
+        checkpoint.save(path, type(self).__name__, self.get_config(), state)
 
     @_or_in_place
     def load(
@@ -570,14 +569,12 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        def make(class_name: str, config: dict[str, Any], state: states.State) -> Any:
-            if class_name != cls.__name__:
-                raise ValueError(f"it holds a {reprlib.repr(class_name)}, not a {cls.__name__!r}")
+        def make(config: dict[str, Any], state: states.State) -> Any:
             made = cls.from_config(config, custom_objects)
             made._restore(state)
             return made
 
-        loaded: Self = checkpoint.load(path, make)
+        loaded: Self = checkpoint.load(path, cls.__name__, make)
         return loaded
 
     def import_state(self, framework: str, state: Any) -> None:

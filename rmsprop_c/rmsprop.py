@@ -108,8 +108,8 @@ class RMSprop(Optimizer):
 
     The formula, its order of operations and the defaults are those of
     ``tf.contrib.keras.optimizers.RMSprop`` in TensorFlow 1.3; in float64 the results are too, bit
-    for bit (the README says how clipping and decay compare). The method is from T. Tieleman and G.
-    Hinton, Lecture 6.5 of Neural Networks for Machine Learning, Coursera 2012.
+    for bit (docs/guarantees.md says how clipping and decay compare). The method is from T. Tieleman
+    and G. Hinton, Lecture 6.5 of Neural Networks for Machine Learning, Coursera 2012.
 
     Examples
     --------

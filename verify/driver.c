@@ -42,8 +42,7 @@ static void *run_member(void *pointer)
 }
 
 /* In place of the one in threads.c: see WRAPPED in driver.py. */
-void __wrap_rmsprop_parallel_for(int shares, void (*work)(const void *, int),
-                                  const void *argument);
+void __wrap_rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument);
 void __wrap_rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument)
 {
     pthread_t threads[TEAM];
@@ -612,11 +611,11 @@ static int fits(void)
         double fits, does_not;
     } cases[] = {
         {offsetof(rmsprop_settings, rho), 1 - 0x1p-24, 1 - 0x1p-25},
-        {offsetof(rmsprop_settings, rho), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, rho), 1, 1 - 0x1p-53},
         {offsetof(rmsprop_settings, momentum), 1 - 0x1p-24, 1 - 0x1p-25},
-        {offsetof(rmsprop_settings, momentum), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, momentum), 1, 1 - 0x1p-53},
         {offsetof(rmsprop_settings, ema_momentum), 1 - 0x1p-24, 1 - 0x1p-25},
-        {offsetof(rmsprop_settings, ema_momentum), 0, 1 - 0x1p-53},
+        {offsetof(rmsprop_settings, ema_momentum), 1, 1 - 0x1p-53},
         {offsetof(rmsprop_settings, epsilon), 0x1p-149, 0x1p-150},
         {offsetof(rmsprop_settings, epsilon), 0, 0x1p-1000},
         {offsetof(rmsprop_settings, epsilon), 0x1p126, 0x1p127},
@@ -630,7 +629,7 @@ static int fits(void)
     };
     int wrong = 0;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        rmsprop_settings settings = {.rho = 0.9, .epsilon = 1e-8, .clipnorm = NAN};
+        rmsprop_settings settings = {.rho = 0.9, .epsilon = 1e-8, .clipnorm = NAN, .use_ema = 1};
         double *value = (double *)(void *)((char *)&settings + cases[i].place);
         *value = cases[i].fits;
         wrong += !rmsprop_fit_float32(&settings);
@@ -643,6 +642,12 @@ static int fits(void)
     wrong += rmsprop_fit_float32(&corrected);
     corrected.bias_correction = 0;
     wrong += !rmsprop_fit_float32(&corrected);
+    /* What plays no part does no harm. */
+    const rmsprop_settings unused = {.rho = 1,
+                                     .ema_momentum = 1 - 0x1p-30,
+                                     .weight_decay = 0x1p1000,
+                                     .decoupled_weight_decay = 1};
+    wrong += !rmsprop_fit_float32(&unused);
     printf("%d wrong answers about float32\n", wrong);
     return wrong;
 }

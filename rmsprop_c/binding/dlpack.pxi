@@ -131,23 +131,6 @@ def dlpack_arrays(list params, list grads, *state):
     return found, whole
 
 
-def spans(list given):
-    """The memory that each of some ndarrays can touch.
-
-    Returns
-    -------
-    ndarray of intp, shape (len(given), 2)
-        Its first address, and the first one behind it; 0 and 0 where there are no elements.
-    """
-    cdef Py_ssize_t i
-    cdef cnp.ndarray found = np.zeros((len(given), 2), np.intp)
-    cdef const char** places = <const char**>cnp.PyArray_DATA(found)
-    for i in range(len(given)):
-        if cnp.PyArray_SIZE(given[i]) > 0:
-            span(given[i], &places[2 * i], &places[2 * i + 1])
-    return found
-
-
 cdef bint count_up(capsule) except -1:
     """Add 1 to a tensor of one number; False if it is of another form, or None."""
     cdef const rmsprop_dltensor* t

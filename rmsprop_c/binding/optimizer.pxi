@@ -521,7 +521,7 @@ cdef inline int run_step(Core self, params, grads) except -1:
     return 0
 
 
-def step_on(Core optimizer, list params, list grads, dict slots, list counters, tuple labels):
+def step_on(Core optimizer not None, list params, list grads, dict slots, list counters, tuple labels):
     """`Core.step` on state that another library owns; the optimizer keeps nothing of it.
 
     Parameters
@@ -557,6 +557,7 @@ def step_on(Core optimizer, list params, list grads, dict slots, list counters, 
             return [i for i, counter in enumerate(counters) if not count_up(counter)]
         finally:
             optimizer.plan = None
+            plan.held = None
             plan.slots.give_back()
     finally:
         optimizer.end_step()

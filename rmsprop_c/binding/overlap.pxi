@@ -28,6 +28,23 @@ cdef void span(cnp.ndarray x, const char** low, const char** high) noexcept:
     high[0] += cnp.PyArray_ITEMSIZE(x)
 
 
+def spans(list given):
+    """The memory that each of some ndarrays can touch.
+
+    Returns
+    -------
+    ndarray of intp, shape (len(given), 2)
+        Its first address, and the first one behind it; 0 and 0 where there are no elements.
+    """
+    cdef Py_ssize_t i
+    cdef cnp.ndarray found = np.zeros((len(given), 2), np.intp)
+    cdef const char** places = <const char**>cnp.PyArray_DATA(found)
+    for i in range(len(given)):
+        if cnp.PyArray_SIZE(given[i]) > 0:
+            span(given[i], &places[2 * i], &places[2 * i + 1])
+    return found
+
+
 cdef bint overlaps_itself(cnp.ndarray x) except -1:
     """Do two of its elements share bytes? None do where each axis steps over all that lie below."""
     cdef int d, other

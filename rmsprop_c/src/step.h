@@ -31,8 +31,8 @@ enum {
 /* Dimensions of an array: NPY_MAXDIMS of NumPy 2. */
 #define RMSPROP_MOST_DIMENSIONS 64
 
-/* The hyper-parameters that are numbers, in the order of the table in hyperparameters.py;
- * optimizer.py compares their names when it is imported. Flags are 0 or 1, None is NaN, and
+/* The hyper-parameters that are numbers, those of the table in hyperparameters.py: optimizer.py
+ * compares their names when it is imported. Flags are 0 or 1, None is NaN, and
  * nonfinite is 0 to propagate, 1 to raise and 2 to skip. */
 #define RMSPROP_EACH_SETTING(DO)                                                                   \
     DO(lr)                                                                                         \
@@ -136,16 +136,29 @@ static inline int rmsprop_required_slots(const rmsprop_settings *settings)
            (settings->gradient_accumulation_steps > 1) << RMSPROP_GRADIENT_SUM;
 }
 
-/* Is there nothing in them that float32 could round to a value with which training ends? Where this
- * says no, check_float32 in hyperparameters.py knows. It costs 2 ns of each step. */
+/* Is a share that is kept at each step one that float32 does not round to 1? */
+static inline int rmsprop_fits_below_1(double kept)
+{
+    return kept < 1 - 0x1p-25 || kept == 1;
+}
+
+/* Is there nothing in the settings that float32 could round to a value with which training ends?
+ * Where this says no, check_float32 in hyperparameters.py knows, which takes 3 us; so what is usual
+ * is asked first, and in the fewest comparisons. */
 static inline int rmsprop_fit_float32(const rmsprop_settings *settings)
 {
     const double least = 0x1p-149, most = 0x1p127;
     const double least_epsilon = settings->bias_correction != 0 ? 0x1p-124 : least;
-    double kept = settings->rho; /* of what is kept at a step the largest share */
+    double kept = settings->rho;
     kept = settings->momentum > kept ? settings->momentum : kept;
     kept = settings->ema_momentum > kept ? settings->ema_momentum : kept;
-    return kept < 1 - 0x1p-25 && settings->epsilon + settings->weight_decay < most &&
+    if (kept >= 1 - 0x1p-25 &&
+        !(rmsprop_fits_below_1(settings->rho) && rmsprop_fits_below_1(settings->momentum) &&
+          (settings->use_ema == 0 || rmsprop_fits_below_1(settings->ema_momentum)))) {
+        return 0;
+    }
+    return settings->epsilon < most &&
+           (settings->weight_decay < most || settings->decoupled_weight_decay != 0) &&
            (settings->epsilon >= least_epsilon || settings->epsilon == 0) &&
            !(settings->clipnorm < least && settings->clipnorm > 0) &&
            !(settings->clipvalue < least && settings->clipvalue > 0) &&

@@ -16,7 +16,7 @@ enum {
     LARGEST_GAP = 1 << 16
 };
 
-static int available = 1;  /* so many threads were seen to live at once */
+static int available = 1;   /* so many threads were seen to live at once */
 static int too_many = 1025; /* and so many could not */
 
 static int64_t smaller(int64_t x, int64_t y)

@@ -22,7 +22,8 @@ int rmsprop_threads_limit(void);
 void rmsprop_parallel_for(int shares, void (*work)(const void *, int), const void *argument);
 
 /* Has this process been forked, from whatever parent, without an exec since? OpenMP's teams of the
- * parent are gone there, and libgomp waits for them indefinitely when the same thread uses them again.
+ * parent are gone there, and libgomp waits for them indefinitely when the same thread uses them
+ * again.
  */
 int rmsprop_threads_forked(void);
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from common import assert_same_bits
 
-from rmsprop_c import RMSprop
+from rmsprop_c import RMSprop, _core
 
 
 def resident():
@@ -197,3 +197,17 @@ def test_lr_may_become_a_number_while_another_thread_steps_with_a_schedule():
             thread.join()
         sys.setswitchinterval(interval)
     assert not errors
+
+
+def test_a_step_on_lent_state_keeps_no_array():
+    before = _core.configure_minimums(unlocked=1)
+    try:
+        opt, params, grads = RMSprop(), [np.ones(64)], [np.ones(64)]
+        state = {"accumulator": [np.zeros(64)]}
+        for _ in range(2):
+            assert _core.step_on(opt, params, grads, state, [], (0,)) == []
+        gone = [weakref.ref(x) for x in (*params, *grads, *state["accumulator"])]
+        params.clear(), grads.clear(), state.clear()
+        assert [ref() for ref in gone] == [None] * 3
+    finally:
+        _core.configure_minimums(**before)

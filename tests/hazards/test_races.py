@@ -4,13 +4,14 @@ import gc
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from common import assert_same_bits
 from states import Asked, slots_of
 
-from rmsprop_c import RMSprop
+from rmsprop_c import RMSprop, schedules
 
 
 def test_a_cycle_keeps_its_sum_if_the_option_goes_while_a_state_is_taken_over():
@@ -165,3 +166,29 @@ def test_a_parameter_that_is_the_optimizers_own_state_raises():
         message = r"^params\[0\] shares memory with the optimizer's weights; pass a copy$"
         with pytest.raises(ValueError, match=message):
             opt.step([view], [np.ones(4)])
+
+
+def test_a_checkpoint_is_of_one_moment_though_options_change_while_it_waits_for_a_step(tmp_path):
+    class Slow(schedules.LearningRateSchedule):
+        def __call__(self, call):
+            began.set()
+            assert goes_on.wait(10)
+            return 0.1
+
+    began, goes_on = threading.Event(), threading.Event()
+    opt, params, grads = RMSprop(momentum=0.9), [np.ones(3)], [np.ones(3)]
+    opt.step(params, grads)
+    opt.lr = Slow()
+    step = threading.Thread(target=opt.step, args=(params, grads))
+    step.start()
+    assert began.wait(10)
+    save = threading.Thread(target=opt.save, args=(tmp_path / "run.npz",))
+    save.start()
+    time.sleep(0.1)  # until it waits
+    opt.momentum, opt.use_ema = 0.0, True
+    goes_on.set()
+    step.join()
+    save.join()
+    twin = RMSprop.load(tmp_path / "run.npz", {"Slow": Slow})
+    assert (twin.momentum, twin.use_ema) == (0.0, True)
+    assert list(twin._snapshot().slots) == ["accumulator", "moving_average"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from common import assert_same_bits
 
-from rmsprop_c import RMSprop
+from rmsprop_c import RMSprop, _core
 
 RUINOUS = {
     "rho": (1 - 1e-9, "rounds to 1 in float32; use at most 0.9999999, or 1 itself"),
@@ -115,3 +115,27 @@ def test_the_last_scalars_that_float32_can_train_with_are_taken():
     ):
         RMSprop(**arguments).step(w, g)
         assert np.isfinite(w[0]).all(), arguments
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rho": 1.0},
+        {"momentum": 1.0},
+        {"ema_momentum": 1.0, "use_ema": True},
+        {"ema_momentum": 1 - 2.0**-30},
+        {"weight_decay": 1e300, "decoupled_weight_decay": True, "lr": 1e-300},
+        {"epsilon": 0.0},
+        {"clipnorm": 0.0, "clipvalue": -1.0},
+    ],
+    ids=str,
+)
+def test_scalars_that_float32_holds_cost_no_call_of_python_at_a_step(options, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_core, "check_float32", lambda values: asked.append(values))
+    RMSprop(**options).step([np.ones(3, np.float32)], [np.ones(3, np.float32)])
+    assert asked == []
+    opt = RMSprop(rho=1 - 2.0**-30)
+    opt.step([np.ones(3, np.float32)], [np.ones(3, np.float32)])
+    assert len(asked) == 1
