@@ -536,7 +536,8 @@ cdef inline int run_step(Core self, params, grads) except -1:
     return 0
 
 
-def step_on(Core optimizer not None, list params, list grads, dict slots, list counters, tuple labels):
+def step_on(Core optimizer not None, list params, list grads, dict slots, list counters,
+            tuple labels):
     """`Core.step` on state that another library owns; the optimizer keeps nothing of it.
 
     Parameters
