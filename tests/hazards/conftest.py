@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from promises import FOLDER
 
@@ -30,3 +31,12 @@ def compiled(tmp_path_factory):
 def naive_library(compiled):
     """Where naive.c lies, compiled."""
     return compiled(FOLDER / "naive" / "naive.c", "-ffp-contract=off", "-fopenmp")
+
+
+@pytest.fixture
+def threaded_model():
+    rng = np.random.default_rng(0)
+    shapes = [(300, 400), (400,), (50_000,), (7,)]
+    params = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    grads = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    return params, grads

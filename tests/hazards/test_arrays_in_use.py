@@ -2,15 +2,12 @@
 
 import itertools
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from common import assert_same_bits, layouts, place
 from promises import STATEFUL, in_each_case, memory, model, promise, right, small_model
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /proc and signals")
 
 
 def read_only(x):

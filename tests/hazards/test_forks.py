@@ -2,8 +2,8 @@
 
 import functools
 import importlib.util
+import inspect
 import os
-import sys
 import threading
 import time
 from multiprocessing import get_context
@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from common import assert_same_bits
+from interpreters import python, sleeping
 from promises import (
     STATEFUL,
     Course,
     in_child,
     in_threads,
+    linux,
     model,
     promise,
     right,
     uniform,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /proc and signals")
-
-
 HANGS = "hangs|AssertionError: a child ended with -14"  # SIGALRM, see run_promise
 
 
+@linux
 @pytest.mark.parametrize(
     "options", [{}, {"clipnorm": 1e9}, {"decay": 0.5}, {"momentum": 0.5}], ids=str
 )
@@ -313,3 +313,193 @@ def test_no_child_sees_half_of_set_weights(library):
     in_threads(setting, forking)
     if failures:
         raise failures[0]
+
+
+FORK = """
+import os, sys, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+{setup}
+params = [np.ones({size}, np.float32), np.ones(3)]
+grads = [np.full({size}, 0.5, np.float32), np.ones(3)]
+opt = RMSprop(clipnorm=1e9)
+opt.step(params, grads)
+pid = os.fork()
+opt.step(params, grads)
+same = all(len(np.unique(p)) == 1 for p in params) and opt.iterations == 2
+if pid == 0:
+    os._exit(0 if same else 1)
+print(same, os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, persistent=1)",
+        "set_num_threads(2); _core.configure_minimums(unlocked=1, persistent=1, one_shot=1)",
+        "_core.configure_minimums(unlocked=1, one_shot=1, share=1)",
+        "",
+    ],
+    ids=["persistent team", "persistent team, new in the child", "one-shot team", "default"],
+)
+def test_a_forked_child_finishes_its_steps(setup):
+    assert python(FORK.format(setup=setup, size=100_003)) == "True 0"
+
+
+def test_a_child_never_sees_half_a_step():
+    code = """
+import os, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core, set_num_threads
+set_num_threads(2)
+_core.configure_minimums(unlocked=1, persistent=1)
+models = [[np.zeros(200_000, np.float32) for _ in range(3)] for _ in range(2)]
+stop = False
+
+def work(params):
+    opt, grads = RMSprop(lr=1.0), [np.ones_like(p) for p in params]
+    while not stop:
+        opt.step(params, grads)
+
+workers = [threading.Thread(target=work, args=(params,)) for params in models]
+for worker in workers:
+    worker.start()
+torn = 0
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(len({float(x) for p in params for x in (p.min(), p.max())}) > 1
+                     for params in models))
+    torn += os.waitpid(pid, 0)[1] != 0
+stop = True
+for worker in workers:
+    worker.join()
+print(torn)
+"""
+    assert python(code) == "0"
+
+
+def test_a_child_steps_although_its_parent_was_in_a_step_when_it_forked():
+    code = """
+import os, signal, threading
+import numpy as np
+from rmsprop_c import RMSprop, _core
+_core.configure_minimums(unlocked=1)
+params = [np.zeros((300, 300), np.float32)[:, ::2], np.zeros(50_000)]
+grads = [np.ones((300, 150), np.float32), np.ones(50_000)]
+opt = RMSprop()
+stop = False
+
+def work():
+    while not stop:
+        opt.step(params, grads)
+
+workers = [threading.Thread(target=work) for _ in range(3)]
+for worker in workers:
+    worker.start()
+failed = 0
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)   # kills a child that hangs
+        before = opt.iterations
+        opt.step(params, grads)
+        whole = all(len(np.unique(w)) == 1 for w in opt.get_weights())
+        os._exit(0 if whole and opt.iterations == before + 1 else 1)
+    failed += os.waitpid(pid, 0)[1] != 0
+stop = True
+for worker in workers:
+    worker.join()
+print(failed)
+"""
+    assert python(code) == "0"
+
+
+FORKING = f"""
+import os, signal, sys, threading, time
+{inspect.getsource(sleeping)}
+import numpy as np
+from rmsprop_c import RMSprop
+w, g = np.ones(3), np.ones(3)
+failed = []
+threading.excepthook = lambda caught: failed.append(caught.exc_value)
+
+def step():
+    opt.step([w], [g])
+
+def in_a_thread():
+    thread = threading.Thread(target=step)
+    thread.start()
+    return thread
+
+def in_a_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)   # kills a child that hangs
+        work()
+        sys.stdout.flush()
+        os._exit(1 if failed else 0)
+    return os.waitpid(child, 0)[1]
+"""
+
+
+def test_a_childs_thread_may_have_the_number_of_one_that_was_in_a_step():
+    code = f"""{FORKING}
+def slow(calls):
+    if threading.get_ident() == stepping.ident:
+        inside.set()
+        leave.wait(20)
+    return 0.1
+
+inside, leave, grandchildren = threading.Event(), threading.Event(), []
+opt = RMSprop(lr=slow)
+stepping = threading.Thread(target=step)
+stepping.start()
+inside.wait()
+
+def work():
+    leave.set()
+    for _ in range(3):   # one of them gets the stack, and so the number
+        in_a_thread().join()
+    threading.Thread(target=lambda: grandchildren.append(in_a_child(step))).start()
+    while not grandchildren:
+        time.sleep(0.01)
+    failed.extend(status for status in grandchildren if status)
+
+print(in_a_child(work))
+leave.set()
+stepping.join()
+"""
+    assert python(code) == "0"
+
+
+def test_a_child_forked_in_a_step_leaves_alone_who_waits_in_its_parent():
+    code = f"""{FORKING}
+def forking(calls):
+    if calls == 0:
+        for _ in range(3):
+            threads.append(in_a_thread())
+            sleeping(threads[-1])
+        child.append(os.fork())
+        if child == [0]:
+            signal.alarm(20)
+            threading.stack_size(1 << 20)
+            for _ in range(2):   # glibc then unmaps the stacks of those that wait
+                thread = threading.Thread(target=int)
+                thread.start()
+                thread.join()
+    return 0.1
+
+threads, child = [], []
+threading.stack_size(64 << 20)
+opt = RMSprop(lr=forking)
+step()
+if child == [0]:
+    in_a_thread().join()
+    os._exit(0 if opt.iterations == 2 and not failed else 1)
+for thread in threads:
+    thread.join()
+print(os.waitpid(child[0], 0)[1], opt.iterations)
+"""
+    assert python(code) == "0 4"

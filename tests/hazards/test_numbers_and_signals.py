@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 
 import numpy as np
@@ -23,8 +22,6 @@ from promises import (
     some_options,
     uniform,
 )
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /proc and signals")
 
 
 @some_options

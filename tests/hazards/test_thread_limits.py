@@ -3,8 +3,6 @@
 import importlib.util
 import itertools
 import os
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,18 +11,11 @@ import pytest
 from common import assert_same_bits
 from promises import (
     FOLDER,
-    Course,
     in_child,
-    in_threads,
     model,
     promise,
     right,
-    some_options,
-    uniform,
 )
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /proc and signals")
-
 
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
@@ -224,67 +215,15 @@ def test_by_default_a_training_loop_is_no_slower_than_a_serial_one(library, size
     optimizers = {threads: library.RMSprop() for threads in times}
     begin = time.perf_counter()
     for pair in itertools.count():
-        for threads in times:
-            library.set_num_threads(threads)
+        for count in times:
+            library.set_num_threads(count)
             start = time.perf_counter()
             for _ in range(4):
                 y = x @ w
                 x.T @ y
-                optimizers[threads].step(params, grads)
-            times[threads].append(time.perf_counter() - start)
+                optimizers[count].step(params, grads)
+            times[count].append(time.perf_counter() - start)
         ratio = min(times[None]) / min(times[1])
         if pair >= 10 and ratio < 1.25:
             return
         assert time.perf_counter() - begin < 40, f"{ratio:.2f} times as long"
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@some_options
-@promise(naive="AssertionError|hangs", patience=10)
-def test_steps_of_one_optimizer_from_four_threads_are_serialised(library, threads, options):
-    if options.get("zero_grad"):
-        options = options | {"zero_grad": False}  # which step found which gradient is not ours
-    library.set_num_threads(threads)
-    params, opt = uniform(3, 200_000), library.RMSprop(**options)
-    grads = [np.ones_like(p) for p in params]
-    opt.step(params, grads)
-
-    def work():
-        for _ in range(74):
-            opt.step(params, grads)
-
-    in_threads(*[work] * 4)
-    assert opt.iterations == 297 // options.get("gradient_accumulation_steps", 1)
-    assert Course(library, **options).meets(297, opt, params)
-
-
-@pytest.mark.alone
-@promise(naive="AssertionError: others got", NAIVE_GIL=1)
-def test_a_long_step_lets_other_optimizers_step(library):
-    library.set_num_threads(1)
-    sys.setswitchinterval(5e-4)
-    (p,), (g,) = model(1 << 23)
-    seconds, stop = {}, threading.Event()
-
-    def long():
-        opt = library.RMSprop()
-        for _ in range(20):
-            opt.step([p], [g])
-        seconds["long"] = time.thread_time()
-        stop.set()
-
-    def short():
-        opt, (params, grads) = library.RMSprop(), model(100)
-        while not stop.is_set():
-            opt.step(params, grads)
-        seconds["short"] = time.thread_time()
-        again, (params_again, _) = library.RMSprop(), model(100)
-        for _ in range(int(opt.iterations)):
-            again.step(params_again, grads)
-        assert_same_bits(params[0], params_again[0])
-
-    in_threads(long, short)
-    assert_same_bits(p, right(p.size, 20))
-    # Processor time, of which each thread gets its share, whatever else the machine does.
-    share = seconds["short"] / seconds["long"]
-    assert share > 0.6, f"others got {share:.0%} of the time of a long step"

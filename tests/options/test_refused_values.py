@@ -93,7 +93,7 @@ BAD_VALUES = list(bad_values())
 @pytest.mark.parametrize(
     ("name", "value", "exception"),
     BAD_VALUES,
-    ids=[f"{n}={label(v):.20}" for n, v, _ in BAD_VALUES],
+    ids=[f"{n}={label(repr(v)):.20}" for n, v, _ in BAD_VALUES],
 )
 def test_a_bad_value_is_refused_with_its_name_and_changes_nothing(name, value, exception):
     called = "(lr|learning_rate)" if name == "learning_rate" else name

@@ -25,6 +25,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /proc and signals")
 LIBRARIES = {"ours": "rmsprop_c", "naive": "naive"}
 
 
@@ -62,7 +63,7 @@ def promise(naive=None, timeout=60, patience=60, native=False, **environment):
             [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
         )
         PROMISES[check.__name__] = check
-        test = pytest.mark.timeout(timeout + 20)(test)
+        test = linux(pytest.mark.timeout(timeout + 20)(test))
         return pytest.mark.parametrize("who", LIBRARIES if naive else ["ours"])(test)
 
     return decorate
