@@ -93,7 +93,7 @@ static uint64_t mix(uint64_t hash, const void *bytes, size_t n)
  * order, which is staged. */
 static const intptr_t shapes[TENSORS][3] = {
     {211, 95, 1}, {37, 129, 1}, {41, 9, 211}, {1, 1, 1}, {3, 61, 83}};
-static const int wide[TENSORS] = {0, 1, 0, 1, 1}, fortran[TENSORS] = {1, 0, 1, 0, 0};
+static const int wide[TENSORS] = {0, 1, 1, 1, 1}, fortran[TENSORS] = {1, 0, 1, 0, 0};
 enum { STAGED = 4 };
 static const intptr_t gaps[3] = {61 * 83 * 16, 83 * 16, 16};
 
@@ -290,6 +290,7 @@ static int kernels(int few)
     static const struct options all[] = {
         {0, 0, 0, 0, 0, 0, 0},
         {0, 0, 1, 0, 2, 0, 0},
+        {0, 0, 0, 0, 4, 0, 0}, /* in an array of one element */
         {0, 0, 2, 0, 1, 1, 0},
         {RMSPROP_DECAY | RMSPROP_FLUSH, 0, 2, 1, 0, 0, 0},
         {RMSPROP_DECAY_GRAD | RMSPROP_AVERAGE | RMSPROP_OVERWRITE, 0, 0, 1, 1, 0, 0},
@@ -603,6 +604,26 @@ static int team(void)
     return wrong;
 }
 
+/* The step for code of others: two elements, and one behind them that stays. */
+static int alone(void)
+{
+    float p[3] = {1, 2, 3}, a[3] = {0, 0.5f, 3};
+    const float g[3] = {1, 6, 7}, kept = 0.9f, new = 1 - kept, rate = 0.5f, epsilon = 1e-8f;
+    const rmsprop_scalars scalars = {
+        .learning_rate = 0.5, .rho = 0.9, .epsilon = 1e-8, .scale = 1, .clipvalue = INFINITY};
+    int wrong = 0;
+    rmsprop_update_alone(rmsprop_kernels_compiled(0), p, g, a, 2, &scalars);
+    for (int i = 0; i < 2; i++) {
+        const float square = g[i] * g[i], before = i == 0 ? 0 : 0.5f;
+        const float old = kept * before, mean = old + new * square;
+        const float step = rate * g[i], root = sqrtf(mean);
+        wrong += a[i] != mean || p[i] != (float)(i + 1) - step / (root + epsilon);
+    }
+    wrong += p[2] != 3 || a[2] != 3;
+    printf("%d wrong elements of a step for others\n", wrong);
+    return wrong;
+}
+
 /* What float32 holds of settings, and what it may not. */
 static int fits(void)
 {
@@ -671,8 +692,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && strcmp(argv[1], "bits") == 0) {
-        return team() + fits() + kernels(1) != 0;
+        return team() + fits() + alone() + kernels(1) != 0;
     }
     rmsprop_threads_init();
-    return threads() + team() + fits() + kernels(0) + forks() != 0;
+    return threads() + team() + fits() + alone() + kernels(0) + forks() != 0;
 }

@@ -8,19 +8,19 @@ cdef class Core:
     Its C methods are final: a step of ten elements is 3 % faster without a table of them.
     """
 
-    cdef Settings settings
+    cdef Settings settings       # the hyper-parameters that are numbers
     cdef object schedule         # a callable that gives lr, or None
-    cdef object lr_scale         # tuple, dict or None
+    cdef object lr_scale         # a tuple or dict of factors, or None
     cdef tuple excluded          # positions or keys without weight decay
-    cdef int64_t updates
-    cdef int64_t calls_in_cycle  # since the latest update: gradient_accumulation_steps
-    cdef int64_t total_calls     # of all times, without those that were skipped
-    cdef readonly int64_t skipped_steps
-    cdef readonly bint _suspended    # no steps: parameters are replaced by their averages
-    cdef Plan plan               # None before the first step
-    cdef Plan lent               # the one that `step_on` used last
-    cdef Turns turns
-    cdef rmsprop_trials trials
+    cdef int64_t updates         # the iterations
+    cdef int64_t calls_in_cycle  # calls since the latest update: gradient_accumulation_steps
+    cdef int64_t total_calls     # calls of all times, without those that were skipped
+    cdef readonly int64_t skipped_steps  # calls whose gradients were not finite
+    cdef readonly bint _suspended        # no steps: the parameters hold their averages
+    cdef Plan plan               # the model's arrays; None before the first step
+    cdef Plan lent               # the plan that `step_on` used last
+    cdef Turns turns             # of the threads that want to step or to see the state
+    cdef rmsprop_trials trials   # whether a team has proved faster
 
     def __cinit__(self, *args, **kwargs):
         self.excluded = ()

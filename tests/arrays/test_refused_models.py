@@ -121,3 +121,17 @@ def test_a_subclass_cannot_lie_about_its_shape():
     with pytest.raises(ValueError, match=r"^grads\[0\] has shape \(2,\)"):
         RMSprop().step([w], [np.ones(2).view(Small)])
     assert (w == 1).all()
+
+
+def test_none_is_no_gradient_of_a_bare_array():
+    with pytest.raises(
+        TypeError, match=r"^params is of type ndarray, but grads is of type NoneType"
+    ):
+        RMSprop().step(np.ones(2), None)
+
+
+def test_a_dict_of_as_many_other_keys_raises_by_key():
+    opt = RMSprop()
+    opt.build({"a": np.ones(2)})
+    with pytest.raises(ValueError, match=r"^params has no key 'a', only \['b'\]"):
+        opt.step({"b": np.ones(2)}, {"a": np.ones(2)})

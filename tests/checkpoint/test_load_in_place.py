@@ -84,3 +84,12 @@ def test_a_load_inside_averaged_raises(tmp_path):
     opt.save(tmp_path / "run.npz")
     with opt.averaged([w]), pytest.raises(RuntimeError, match="inside averaged"):
         opt.load(tmp_path / "run.npz")
+
+
+def test_unpickling_inside_averaged_raises():
+    opt, w = RMSprop(use_ema=True), [np.ones(3)]
+    opt.step(w, [np.ones(3)])
+    state = RMSprop().__getstate__()
+    with opt.averaged(w), pytest.raises(RuntimeError, match=r"replaced inside averaged\(\)"):
+        opt.__setstate__(state)
+    assert opt.iterations == 1

@@ -311,3 +311,30 @@ def test_info_names_what_was_built_and_chosen(capsys):
     out = capsys.readouterr().out
     for expected in (rmsprop_c.__version__, "OpenMP", "threads", *_core.compiled_isas()):
         assert expected in out
+
+
+class Scalars(ctypes.Structure):
+    """rmsprop_scalars of rmsprop.h."""
+
+    names = "learning_rate rho epsilon scale clipvalue rho_power momentum lr_outside weight_decay"
+    _fields_ = [(name, ctypes.c_double) for name in (*names.split(), "ema_momentum")]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("float32", "update_f32"), ("float64", "update_f64")])
+def test_the_kernels_for_other_cython_code_have_the_bits_of_a_step(dtype, name, isa):
+    capsule = _core.__pyx_capi__[name]
+    get_name, get = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    update = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_size_t, ctypes.c_void_p)(
+        get(capsule, get_name(capsule))
+    )
+    rng = np.random.default_rng(0)
+    p, g = (rng.standard_normal(1000).astype(dtype) for _ in range(2))
+    a, expected, opt = np.zeros_like(p), p.copy(), RMSprop(lr=0.01)
+    scalars = Scalars(learning_rate=0.01, rho=0.9, epsilon=1e-8, scale=1, clipvalue=np.inf)
+    for _ in range(3):
+        update(*(x.ctypes.data for x in (p, g, a)), len(p), ctypes.addressof(scalars))
+        opt.step([expected], [g])
+    assert_same_bits(p, expected)
+    assert_same_bits(a, opt.weights[0])
