@@ -194,7 +194,7 @@ static void line_up(struct model *model, rmsprop_job *job, int call)
     for (int i = 0; i < job->count; i++) {
         rmsprop_tensor *t = &model->tensors[i];
         t->has_grad = !(i == call && job->count > 1);
-        t->grad = model->grads[i];
+        t->grad = t->has_grad ? model->grads[i] : NULL; /* not to be read */
         t->copy_back_to = t->grad_copy_back_to = NULL;
         rmsprop_line_up(t, job);
         if (i == STAGED && (t->active || (job->passes & RMSPROP_OVERWRITE))) {

@@ -1,5 +1,7 @@
 """A step on tensors and state that another library owns, which reach the core through DLPack."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from common import assert_same_bits
@@ -124,3 +126,95 @@ def test_spans_are_the_memory_that_arrays_can_touch():
     expected = [(0, 192), (48, 48 + 48 + 40), (0, 192), None, (0, 192)]
     for found, span in zip(_core.spans(parts), expected, strict=True):
         assert tuple(found) == ((0, 0) if span is None else (begin + span[0], begin + span[1]))
+
+
+class Tensor(ctypes.Structure):
+    """The first fields of DLPack's tensor."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+def capsule(x, **changes):
+    """An array in DLPack's form as other libraries may have it, and what keeps it alive."""
+    shape = (ctypes.c_int64 * x.ndim)(*x.shape)
+    tensor = Tensor(x.ctypes.data, (1, 0), x.ndim, 2, 8 * x.itemsize, 1, shape, None, 0)
+    for name, value in changes.items():
+        setattr(tensor, name, value)
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype, make.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
+    return make(ctypes.addressof(tensor), b"dltensor", None), (tensor, shape, x)
+
+
+def test_a_tensor_without_strides_is_in_cs_order():
+    x = np.arange(6.0).reshape(2, 3)
+    made, _kept = capsule(x)
+    ((found,), (grad,)), whole = _core.dlpack_arrays([made], [made])
+    assert whole
+    assert_same_bits(found, x)
+    assert grad.ctypes.data == x.ctypes.data
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": (2, 0)},
+        {"lanes": 2},
+        {"code": 1},
+        {"bits": 16},
+        {"ndim": 65},
+        {"data": None},
+    ],
+    ids=str,
+)
+def test_a_tensor_that_is_not_in_this_memory_or_no_float_is_told_by_a_none(changes):
+    good = np.ones((2, 3))
+    made, _kept = capsule(good, **changes)
+    assert _core.dlpack_arrays([made], [packed(good)])[0][0] == [None]
+    if "ndim" not in changes:
+        assert _core.dlpack_arrays([packed(good)], [made], [packed(good)])[0][1] == [None]
+    counter, _also = capsule(np.zeros(1), **changes | ({"ndim": 1} if "ndim" in changes else {}))
+    if "data" not in changes and "ndim" not in changes:
+        state = {"accumulator": [np.zeros(2)]}
+        assert _core.step_on(RMSprop(), [np.ones(2)], [np.ones(2)], state, [counter], (0,)) == [0]
+
+
+@pytest.mark.parametrize("device", [3, 11])
+def test_memory_of_the_host_that_devices_know_is_read(device):
+    made, _kept = capsule(np.ones(3), device=(device, 0))
+    assert _core.dlpack_arrays([made], [made])[1]
+
+
+def test_a_tensor_of_no_elements_needs_no_memory():
+    made, _kept = capsule(np.ones((0, 2)), data=None)
+    ((found,), _), whole = _core.dlpack_arrays([made], [made])
+    assert whole
+    assert found.shape == (0, 2)
+
+
+def test_state_of_a_parameter_that_is_none_or_of_other_dimensions_is_none():
+    ints, gaps = np.ones(3, np.int64), np.ones((2, 6))[:, ::2]
+    (_, _, state), _ = arrays_of([ints], [None], [np.ones(3)])
+    assert state == [None]
+    (_, _, state), whole = arrays_of([gaps], [gaps], [np.ones(2)])
+    assert (state, whole) == ([None], False)
+
+
+def test_lent_state_inside_a_strided_parameter_raises():
+    base = np.zeros(8)
+    state = {"accumulator": [base[:4]]}
+    with pytest.raises(ValueError, match=r"shares memory with"):
+        _core.step_on(RMSprop(), [base[::2]], [np.ones(4)], state, [], (0,))
+    assert not base.any()

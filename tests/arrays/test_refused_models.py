@@ -123,11 +123,11 @@ def test_a_subclass_cannot_lie_about_its_shape():
     assert (w == 1).all()
 
 
-def test_none_is_no_gradient_of_a_bare_array():
-    with pytest.raises(
-        TypeError, match=r"^params is of type ndarray, but grads is of type NoneType"
-    ):
-        RMSprop().step(np.ones(2), None)
+@pytest.mark.parametrize("grads", [None, [np.ones(2)], (np.ones(2),), {"w": np.ones(2)}], ids=str)
+def test_the_gradient_of_a_bare_array_is_one_too(grads):
+    message = f"^params is of type ndarray, but grads is of type {type(grads).__name__}"
+    with pytest.raises(TypeError, match=message):
+        RMSprop().step(np.ones(2), grads)
 
 
 def test_a_dict_of_as_many_other_keys_raises_by_key():
