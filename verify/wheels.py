@@ -101,7 +101,7 @@ def build(case, python, sdist, folder):
 
 
 def check(wheel):
-    tool("twine", "verify", "--strict", wheel)
+    tool("twine", "check", "--strict", wheel)
     if wheel.stat().st_size >= LARGEST:
         raise SystemExit(f"{wheel.name} has {wheel.stat().st_size} bytes")
 
@@ -147,7 +147,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=4 * len(todo), unit="stage") as bar:
         tool("pyproject-build", "--sdist", "--outdir", DIST, ROOT)
         (sdist,) = DIST.iterdir()
-        tool("twine", "verify", "--strict", sdist)
+        tool("twine", "check", "--strict", sdist)
         for i, case in enumerate(todo):
             begin = time.monotonic()
             folder = Path(scratch, str(i))
