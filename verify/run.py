@@ -30,7 +30,7 @@ def search(name):
 
 def main():
     failed = []
-    with tqdm(sys.argv[1:] or CHECKS, unit="verify") as progress:
+    with tqdm(sys.argv[1:] or CHECKS, unit="check") as progress:
         for name in progress:
             progress.set_description(name)
             if name in SEARCHES:

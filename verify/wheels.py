@@ -160,7 +160,7 @@ def main():
             python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
             wheel = build(case, python, sdist, folder)
             bar.update()
-            stage("verify")
+            stage("check")
             check(wheel)
             bar.update()
             stage("install")
