@@ -1,7 +1,5 @@
 """What the state of an optimizer is between two calls, and which states no run can reach."""
 
-from __future__ import annotations  # NDArray's module takes a millisecond of the import
-
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -12,7 +10,7 @@ import numpy as np
 from .arrays import check_real
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import NDArray  # its module takes a millisecond of the import
 
 # What a position keeps, each made when an option first needs it: running means of the squared
 # gradients, the momentum, running means of the gradients and of the parameters, and the sum of the
@@ -48,7 +46,7 @@ def total_calls(iterations: int, cycle: int, calls: int) -> int:
     return total
 
 
-def forms(arrays: Iterable[NDArray[Any]]) -> list[tuple[Any, ...]]:
+def forms(arrays: "Iterable[NDArray[Any]]") -> list[tuple[Any, ...]]:
     """Shapes and dtypes."""
     return [(array.shape, array.dtype) for array in arrays]
 
@@ -65,7 +63,7 @@ class State(NamedTuple):
     skipped_steps: int
     keys: tuple[Any, ...] | None
     """Of a model that is a dict, in the order of the positions."""
-    slots: dict[str, list[NDArray[Any]]]
+    slots: dict[str, list[Any]]
     """Arrays by slot and position, in the order of SLOTS; empty before the first step."""
     pending: list[bool]
     """For each position whether its gradient_sum holds a gradient."""
@@ -116,7 +114,7 @@ def check(state: State) -> None:
             raise ValueError(f"gradient_sum[{i}] is not 0, but no gradient is pending there")
 
 
-def _check_slots(slots: Mapping[str, list[NDArray[Any]]]) -> None:
+def _check_slots(slots: "Mapping[str, list[NDArray[Any]]]") -> None:
     """Raise unless all slots are known and like the accumulators."""
     if slots and list(slots) != [x for x in SLOTS if x == "accumulator" or x in slots]:
         raise ValueError(f"slots is {reprlib.repr(list(slots))}")
@@ -132,8 +130,8 @@ def _check_slots(slots: Mapping[str, list[NDArray[Any]]]) -> None:
 
 
 def fitting(
-    weights: list[Any], slots: Mapping[str, list[NDArray[Any]]]
-) -> tuple[dict[str, list[NDArray[Any]]], int | None]:
+    weights: list[Any], slots: "Mapping[str, list[NDArray[Any]]]"
+) -> "tuple[dict[str, list[NDArray[Any]]], int | None]":
     """Weights as arrays like those of these slots, and the iterations that may stand before them.
 
     Raises
