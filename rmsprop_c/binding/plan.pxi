@@ -243,7 +243,7 @@ cdef class Plan:
                 return False
             t.param = rmsprop_data(params[i])
             t.copy_back_to = t.grad_copy_back_to = NULL
-            t.has_grad = grads[i] != <void*>None
+            t.grad, t.has_grad = NULL, grads[i] != <void*>None
             if t.has_grad:
                 if not is_plain(grads[i], t, form, form.order | grad_flags):
                     return False
@@ -275,7 +275,7 @@ cdef class Plan:
             p = own[i]
             t.param = cnp.PyArray_BYTES(p)
             t.copy_back_to = t.grad_copy_back_to = NULL
-            t.has_grad = grads[i] is not None
+            t.grad, t.has_grad = NULL, grads[i] is not None
             if t.has_grad:
                 name = self.name("grads", i, outer_grads)
                 if is_plain(<void*>grads[i], t, &self.forms[i], 0):
