@@ -86,8 +86,10 @@ def read(
         If `state` is of another form, of other options, or of another number of parameters, or
         holds more than RMSprop's: that of ``optax.MultiSteps`` in the middle of a cycle, for one.
     """
-    own = Own(set(slots), count, cycle, keys)
-    return _known(framework).read(state, own)
+    own, known = Own(set(slots), count, cycle, keys), _known(framework)
+    if not known.keeps_all:
+        _check_no_averages(framework, own.slots)
+    return known.read(state, own)
 
 
 def write(
@@ -131,8 +133,15 @@ def write(
         RMSprop's; if a cycle is under way that the other framework can't continue; if it has no
         averages and this optimizer does; or if its integers can't hold the iterations.
     """
-    own = Own(set(values), len(values["accumulator"]), cycle, keys)
-    return _known(framework).write(state, own, values, iterations, calls, leaf)
+    own, known = Own(set(values), len(values["accumulator"]), cycle, keys), _known(framework)
+    if not known.keeps_all:
+        if calls:
+            raise ValueError(
+                f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
+                "finish the cycle first"
+            )
+        _check_no_averages(framework, own.slots)
+    return known.write(state, own, Ours(values, iterations, calls, leaf))
 
 
 def imported(
@@ -165,7 +174,7 @@ def imported(
     """
     like = mine.slots["accumulator"]
     _check_momentum(framework, lr_in_momentum)
-    values, iterations, calls = _known(framework).read(state, own)
+    values, iterations, calls = read(framework, state, *own)
     slots: dict[str, list[NDArray[Any]]] = {}
     for name, found_ones in values.items():
         slots[name] = []
@@ -217,13 +226,12 @@ def exported(
             slots[name] = [np.zeros_like(x) for x in mine.slots["accumulator"]]
     _check_momentum(framework, lr_in_momentum)
     counted = mine.iterations * own.cycle + mine.calls
-    known = _known(framework)
-    if known.has_schedules and scheduled and counted != mine.total_calls:
+    if _known(framework).keeps_all and scheduled and counted != mine.total_calls:
         raise ValueError(
             f"lr is a schedule that has come to call {mine.total_calls}, but Keras would go on at "
             f"call {counted}; assign iterations to agree on one"
         )
-    return known.write(state, own, slots, mine.iterations, mine.calls, leaf)
+    return write(framework, state, slots, mine.iterations, mine.calls, own.cycle, leaf, own.keys)
 
 
 def _check_momentum(framework: str, lr_in_momentum: bool | None) -> None:
@@ -245,6 +253,15 @@ class Own(NamedTuple):
     keys: Sequence[Any] | None  # of its parameters, where they are a dict
 
 
+class Ours(NamedTuple):
+    """What there is to write of our optimizer."""
+
+    values: Mapping[str, Sequence[Any]]  # the slots
+    iterations: int
+    calls: int  # in the cycle under way
+    leaf: Callable[[NDArray[Any]], Any]  # makes the framework's arrays
+
+
 def _read_keras(state: Any, own: Own) -> Read:
     order, start = _keras_layout(state, own.slots, own.parameters)
     arrays = iter(state[start:])
@@ -253,7 +270,6 @@ def _read_keras(state: Any, own: Own) -> Read:
 
 
 def _read_torch(state: Any, own: Own) -> Read:
-    _check_no_averages("torch", own.slots)
     entries = _torch_entries(state, _torch_indices(state, own.parameters))
     steps = [0]
     for i, entry in enumerate(entries):
@@ -270,7 +286,6 @@ def _read_torch(state: Any, own: Own) -> Read:
 
 
 def _read_optax(state: Any, own: Own) -> Read:
-    _check_no_averages("optax", own.slots)
     fields = _optax_fields(state, own.slots)
     found: Values = {"gradient_sum": [None] * own.parameters} if "gradient_sum" in own.slots else {}
     for slot, name in OPTAX.items():
@@ -291,36 +306,20 @@ def _put(name: str, value: Any, replaced: Any, leaf: Callable[[NDArray[Any]], An
     return leaf(np.array(value, replaced.dtype))
 
 
-def _write_keras(
-    state: Any,
-    own: Own,
-    values: Mapping[str, Sequence[Any]],
-    iterations: int,
-    calls: int,
-    leaf: Callable[[NDArray[Any]], Any],
-) -> Any:
-    if calls >= own.cycle:
+def _write_keras(state: Any, own: Own, ours: Ours) -> Any:
+    if ours.calls >= own.cycle:
         raise ValueError(
-            f"Keras can't end a cycle of {own.cycle} calls that has {calls} already; finish the "
+            f"Keras can't end a cycle of {own.cycle} calls that has {ours.calls} already; finish the "
             "cycle first"
         )
     order, start = _keras_layout(state, own.slots, own.parameters)
-    arrays = [iterations * own.cycle + calls, *state[1:start]]
-    arrays += [array for slot in order for array in values[slot]]
+    arrays = [ours.iterations * own.cycle + ours.calls, *state[1:start]]
+    arrays += [array for slot in order for array in ours.values[slot]]
     pairs = enumerate(zip(arrays, state, strict=True))
-    return [_put(f"state[{i}]", new, old, leaf) for i, (new, old) in pairs]
+    return [_put(f"state[{i}]", new, old, ours.leaf) for i, (new, old) in pairs]
 
 
-def _write_torch(
-    state: Any,
-    own: Own,
-    values: Mapping[str, Sequence[Any]],
-    iterations: int,
-    calls: int,
-    leaf: Callable[[NDArray[Any]], Any],
-) -> Any:
-    _check_no_cycle("torch", own.cycle, calls)
-    _check_no_averages("torch", own.slots)
+def _write_torch(state: Any, own: Own, ours: Ours) -> Any:
     indices = _torch_indices(state, own.parameters)
     known = _torch_entries(state, indices)
     for i, group in enumerate(state["param_groups"]):
@@ -330,36 +329,29 @@ def _write_torch(
         _check_slots("torch", f"state of group {i}", given, TORCH, own.slots)
     entries = {}
     for position, index in enumerate(indices):
-        mine = {TORCH[slot]: values[slot][position] for slot in TORCH if slot in own.slots}
+        mine = {TORCH[slot]: ours.values[slot][position] for slot in TORCH if slot in own.slots}
         old = known[position] or mine
-        entries[index] = {"step": _put("step", iterations, old.get("step", np.float32(0)), leaf)}
+        entries[index] = {
+            "step": _put("step", ours.iterations, old.get("step", np.float32(0)), ours.leaf)
+        }
         for name, value in mine.items():
             entries[index][name] = _put(
-                f"{name} of parameter {position}", value, old.get(name, value), leaf
+                f"{name} of parameter {position}", value, old.get(name, value), ours.leaf
             )
     return {**state, "state": entries, "param_groups": copy.deepcopy(state["param_groups"])}
 
 
-def _write_optax(
-    state: Any,
-    own: Own,
-    values: Mapping[str, Sequence[Any]],
-    iterations: int,
-    calls: int,
-    leaf: Callable[[NDArray[Any]], Any],
-) -> Any:
-    _check_no_cycle("optax", own.cycle, calls)
-    _check_no_averages("optax", own.slots)
+def _write_optax(state: Any, own: Own, ours: Ours) -> Any:
     _optax_fields(state, own.slots)
 
     def new(name: str, tree: Any) -> Any:
         if name in UPDATES:
-            return _put(name, iterations, tree, leaf)
+            return _put(name, ours.iterations, tree, ours.leaf)
         slot = next(slot for slot in OPTAX if OPTAX[slot] == name)
-        mine = [-m for m in values[slot]] if slot == "momentum" else values[slot]
+        mine = [-m for m in ours.values[slot]] if slot == "momentum" else ours.values[slot]
         old = _optax_arrays(name, tree, own.parameters, own.keys)
         pairs = enumerate(zip(mine, old, strict=True))
-        arrays = [_put(f"{name}[{i}]", *pair, leaf) for i, pair in pairs]
+        arrays = [_put(f"{name}[{i}]", *pair, ours.leaf) for i, pair in pairs]
         if isinstance(tree, Mapping):
             by_key = dict(zip(own.keys or (), arrays, strict=True))
             return type(tree)({key: by_key[key] for key in tree})  # type: ignore[call-arg]
@@ -374,15 +366,15 @@ class Framework(NamedTuple):
     """How to read and write a framework's state."""
 
     read: Callable[[Any, Own], Read]
-    write: Callable[..., Any]
+    write: Callable[[Any, Own, Ours], Any]
     lr_in_momentum: bool
-    has_schedules: bool = False  # that go by the count in the state
+    keeps_all: bool  # averages, the cycle under way, and the count that schedules go by, too
 
 
 FRAMEWORKS = {
-    "torch": Framework(_read_torch, _write_torch, lr_in_momentum=False),
-    "keras3": Framework(_read_keras, _write_keras, lr_in_momentum=True, has_schedules=True),
-    "optax": Framework(_read_optax, _write_optax, lr_in_momentum=True),
+    "torch": Framework(_read_torch, _write_torch, lr_in_momentum=False, keeps_all=False),
+    "keras3": Framework(_read_keras, _write_keras, lr_in_momentum=True, keeps_all=True),
+    "optax": Framework(_read_optax, _write_optax, lr_in_momentum=True, keeps_all=False),
 }
 
 
@@ -390,15 +382,6 @@ def _known(framework: str) -> Framework:
     if not isinstance(framework, str) or framework not in FRAMEWORKS:
         raise ValueError(f"framework is {framework!r}; it must be one of {', '.join(FRAMEWORKS)}")
     return FRAMEWORKS[framework]
-
-
-def _check_no_cycle(framework: str, cycle: int, calls: int) -> None:
-    """An error in the middle of a cycle, whose sum of gradients Keras alone keeps, too."""
-    if calls:
-        raise ValueError(
-            f"{framework}'s state has no place for the gradients of {calls} of {cycle} calls; "
-            "finish the cycle first"
-        )
 
 
 def _count(name: str, value: Any) -> int:
