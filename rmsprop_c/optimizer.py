@@ -526,7 +526,7 @@ class Optimizer(_core.Core):
         """
         from . import checkpoint
 
-        state = self._snapshot()  # waits for a step under way, in which options may be assigned
+        state = self._snapshot()  # first, as in __getstate__
         checkpoint.save(path, type(self).__name__, self.get_config(), state)
 
     @_or_in_place
@@ -660,10 +660,11 @@ class Optimizer(_core.Core):
         return self.lr_in_momentum if self.momentum > 0 else None
 
     def __getstate__(self) -> dict[str, Any]:
+        state = self._snapshot()  # waits for a step under way, in which options may be assigned
         return {
             "settings": self._numbers(),
             "objects": self._get_objects(),
-            "state": self._snapshot()._asdict(),
+            "state": state._asdict(),
             "attributes": self.__dict__.copy(),
         }
 

@@ -386,10 +386,11 @@ cdef class Core:
         the weights.
         """
         cdef Py_ssize_t i
-        cdef int bits = self.required() & ~(1 << GRADIENT_SUM) if weights else -1
+        cdef int bits
         keys, slots, pending = None, {}, []
         self.begin_step()
         try:
+            bits = self.required() & ~(1 << GRADIENT_SUM) if weights else -1
             if self.plan is not None:
                 keys = self.plan.keys
                 pending = [bool(self.plan.tensors[i].pending) for i in range(self.plan.count)]

@@ -1,14 +1,16 @@
 """Options and states that change while a call is under way."""
 
+import copy
 import gc
 import os
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 from common import assert_same_bits
+from interpreters import sleeping
+from promises import linux
 from states import Asked, slots_of
 
 from rmsprop_c import RMSprop, schedules
@@ -168,27 +170,53 @@ def test_a_parameter_that_is_the_optimizers_own_state_raises():
             opt.step([view], [np.ones(4)])
 
 
-def test_a_checkpoint_is_of_one_moment_though_options_change_while_it_waits_for_a_step(tmp_path):
-    class Slow(schedules.LearningRateSchedule):
-        def __call__(self, call):
-            began.set()
-            assert goes_on.wait(10)
-            return 0.1
+class Slow(schedules.LearningRateSchedule):
+    """A step that asks it waits in the middle."""
 
     began, goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, call):
+        Slow.began.set()
+        assert Slow.goes_on.wait(10)
+        return 0.1
+
+
+def saved(opt, folder):
+    opt.save(folder / "run.npz")
+    return lambda: RMSprop.load(folder / "run.npz", {"Slow": Slow})
+
+
+def copied(opt, folder):
+    twin = copy.deepcopy(opt)
+    return lambda: twin
+
+
+def weighed(opt, folder):
+    weights = opt.get_weights()
+    twin = RMSprop(use_ema=True)
+    twin.build([np.ones(3)])
+    twin.set_weights(weights)  # of an accumulator and an average
+    return lambda: twin
+
+
+@linux
+@pytest.mark.parametrize("keep", [saved, copied, weighed])
+def test_what_is_kept_is_of_one_moment_though_options_change_while_it_waits(keep, tmp_path):
+    Slow.began.clear(), Slow.goes_on.clear()
     opt, params, grads = RMSprop(momentum=0.9), [np.ones(3)], [np.ones(3)]
     opt.step(params, grads)
     opt.lr = Slow()
+    kept = []
     step = threading.Thread(target=opt.step, args=(params, grads))
     step.start()
-    assert began.wait(10)
-    save = threading.Thread(target=opt.save, args=(tmp_path / "run.npz",))
-    save.start()
-    time.sleep(0.1)  # until it waits
+    assert Slow.began.wait(10)
+    keeper = threading.Thread(target=lambda: kept.append(keep(opt, tmp_path)))
+    keeper.start()
+    sleeping(keeper)
     opt.momentum, opt.use_ema = 0.0, True
-    goes_on.set()
+    Slow.goes_on.set()
     step.join()
-    save.join()
-    twin = RMSprop.load(tmp_path / "run.npz", {"Slow": Slow})
+    keeper.join()
+    twin = kept[0]()
     assert (twin.momentum, twin.use_ema) == (0.0, True)
     assert list(twin._snapshot().slots) == ["accumulator", "moving_average"]
