@@ -47,7 +47,7 @@ int main(void)
         bytes += fwrite(x, 1, sizeof x, stdout);
     }
     reset();
-    NAME(blocks)(NAME(variant)(8), RMSPROP_DECAY | RMSPROP_UPDATE | RMSPROP_FLUSH | RMSPROP_AVERAGE,
+    NAME(passes)(NAME(variant)(8), RMSPROP_DECAY | RMSPROP_UPDATE | RMSPROP_FLUSH | RMSPROP_AVERAGE,
                  x[0], x[1], x[2], x[3], x[4], x[5], 0, N, &scalars);
     bytes += fwrite(x, 1, sizeof x, stdout);
 
