@@ -93,7 +93,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write guard.json")
     record = parser.parse_args().record
-    limit = Limit({"avx2": 32, "avx512": 64}.get(_core.chosen_isa(), 16))
+    limit = Limit.like(_core.chosen_isa())
     by_processor = json.loads(COMMITTED.read_text())
     largest = {name: max(ratios[name] for ratios in by_processor.values()) for name in CELLS}
     committed = by_processor.get(generation(), by_processor.get(processor(), largest))

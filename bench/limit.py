@@ -89,6 +89,11 @@ class Limit:
         The width in use.
     """
 
+    @classmethod
+    def like(cls, isa):
+        """With the vectors of an instruction set of the package."""
+        return cls({"avx2": 32, "avx512": 64}.get(isa.removesuffix("_fma"), 16))
+
     def __init__(self, vector_bytes=None):
         self.path = compile_limit(vector_bytes)
         self._library = library = ctypes.CDLL(str(self.path))

@@ -192,7 +192,6 @@ def kernel(seconds, progress):
     scalars = (ctypes.c_double * 11)(2.0**-10, 0.9, 1e-8, 1.0, np.inf)  # the others are off
     rows = []
     chosen = _core.chosen_isa()
-    widths = {"portable": 16, "avx2": 32, "avx512": 64}
     cases = [
         (isa, dtype, n)
         for isa, supported in _core.compiled_isas().items()
@@ -201,7 +200,7 @@ def kernel(seconds, progress):
         for n in (1024, 32768)
     ]
     for isa, dtype, n in progress(cases, "kernel"):
-        limit = Limit(widths.get(isa))
+        limit = Limit.like(isa)
         capsule = _core.__pyx_capi__[f"update_{dtype[0]}{dtype[-2:]}"]
         update = get_pointer(capsule, get_name(capsule))
         (p,), (g,) = arrays([(n,)], dtype)
@@ -294,7 +293,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=6, help="for each comparison")
     parser.add_argument("--out", type=Path, help="file for the results, as JSON")
     arguments = parser.parse_args()
-    limit = Limit({"avx2": 32, "avx512": 64}.get(_core.chosen_isa(), 16))
+    limit = Limit.like(_core.chosen_isa())
 
     def progress(cases, name):
         return tqdm(cases, desc=name)

@@ -27,6 +27,8 @@ def info() -> None:
     print(f"compiler     {found['compiler']}")
     print(f"compiled     {compiled}")
     print(f"chosen       {found['isa']}")
+    roots = ", ".join(f"{dtype} by {how}" for dtype, how in found["roots"].items())
+    print(f"roots        {roots}")
     print(f"OpenMP       {found['openmp'] or 'no'}")
     print(f"threads      {found['num_threads']}")
     print(f"NumPy        {np.__version__}")
@@ -46,7 +48,7 @@ def selftest() -> int:
         for dtype, expected in CHECKSUMS.items():
             for isa, supported in _core.compiled_isas().items():
                 if not supported:
-                    print(f"{dtype}  {isa:9} not on this processor")
+                    print(f"{dtype}  {isa:10} not on this processor")
                     continue
                 _core.use_isa(isa)
                 for threads in THREADS:
@@ -54,7 +56,7 @@ def selftest() -> int:
                     found = reference.checksum(make, np.dtype(dtype))
                     verdict = "ok" if found == expected else f"WRONG, expected {expected}"
                     wrong += found != expected
-                    print(f"{dtype}  {isa:9} {threads} threads  {found}  {verdict}")
+                    print(f"{dtype}  {isa:10} {threads} threads  {found}  {verdict}")
     finally:
         _core.configure_minimums(**minimums)
         _core.use_isa(chosen)

@@ -73,6 +73,10 @@ cdef extern from "rmsprop.h" nogil:
 cdef extern from "src/kernels.h" nogil:
     ctypedef struct rmsprop_kernels:
         const char* isa
+        const char* roots
+    enum:
+        FLOAT32 "RMSPROP_FLOAT32"
+        FLOAT64 "RMSPROP_FLOAT64"
     const rmsprop_kernels* rmsprop_kernels_compiled(int)
     bint rmsprop_kernels_supported(const rmsprop_kernels*)
     const rmsprop_kernels* rmsprop_kernels_best()

@@ -31,6 +31,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 from rmsprop_c._c cimport (
     ACCUMULATOR,
+    FLOAT32,
+    FLOAT64,
     GRADIENT_SUM,
     Job,
     MOVING_AVERAGE,
@@ -139,6 +141,14 @@ def use_isa(name):
 def chosen_isa():
     """Name of the instruction set in use."""
     return kernels.isa.decode()
+
+
+def chosen_roots():
+    """What it computes square roots with, by dtype: "fma", or "sqrt" for the processor's own."""
+    return {
+        "float32": kernels[FLOAT32].roots.decode(),
+        "float64": kernels[FLOAT64].roots.decode(),
+    }
 
 
 def openmp_version():

@@ -114,8 +114,9 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         ``version``, ``compiler``, ``openmp`` (its date, or None), ``isas`` (compiled instruction
-        sets, mapped to whether this processor supports them), ``isa`` (the chosen one) and
-        ``num_threads``.
+        sets, mapped to whether this processor supports them), ``isa`` (the chosen one), ``roots``
+        (by dtype, what it computes square roots with: ``"fma"``, or ``"sqrt"`` for the
+        processor's own) and ``num_threads``.
     """
     return {
         "version": __version__,
@@ -123,5 +124,6 @@ def build_info() -> dict[str, Any]:
         "openmp": _core.openmp_version() or None,
         "isas": _core.compiled_isas(),
         "isa": _core.chosen_isa(),
+        "roots": _core.chosen_roots(),
         "num_threads": get_num_threads(),
     }

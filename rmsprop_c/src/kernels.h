@@ -14,6 +14,7 @@ typedef struct {
                 void *sum, size_t n, const rmsprop_scalars *scalars);
     void (*block_sums)(const void *g, size_t n, double *sums);
     int (*finite)(const void *g, size_t n, const rmsprop_scalars *scalars);
+    const char *roots; /* what `run` computes them with: "fma", or "sqrt" for the processor's own */
 } rmsprop_kernels;
 
 /* The two rows of an instruction set: float32, and float64 behind it. */

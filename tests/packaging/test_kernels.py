@@ -15,7 +15,15 @@ FUNCTIONS = tuple(
     for epsilon in ("out", "in")
     for dtype in ("f32", "f64")
 )
-SUMS = ("block_sums_f32", "block_sums_f64")
+SUMS = ("rmsprop_block_sums_f32", "rmsprop_block_sums_f64")
+# The functions with roots of src/roots.h: the estimate there, how many FMAs make a root of one, and
+# their registers.
+ROOTS = {
+    "roots_f64_avx2": ("vrsqrtps", 11, "ymm"),
+    "rmsprop_grouped_f32_avx512": ("vrsqrt14ps", 5, "zmm"),
+    "rmsprop_grouped_f64_avx512": ("vrsqrt14pd", 8, "zmm"),
+}
+INEXACT = "v?fn?m(add|sub)|v?rcp|v?rsqrt"
 X86 = "avx2" in _core.compiled_isas()
 WIDEST = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm"}
 
@@ -84,12 +92,25 @@ def test_a_norm_adds_in_its_own_registers(instructions, function, isa):
 @pytest.mark.parametrize("function", FUNCTIONS + SUMS)
 @pytest.mark.parametrize("isa", WIDEST)
 def test_no_entry_contracts_or_estimates(instructions, function, isa):
-    inexact = [
-        mnemonic
-        for mnemonic, _ in body(instructions, function, isa)
-        if re.match(r"v?fn?m(add|sub)|v?rcp|v?rsqrt", mnemonic)
-    ]
+    inexact = [m for m, _ in body(instructions, function, isa) if re.match(INEXACT, m)]
     assert not inexact
+
+
+def test_nothing_but_the_proven_roots_fuses_or_estimates(instructions):
+    found = {
+        name for name, code in instructions.items() if any(re.match(INEXACT, m) for m, _ in code)
+    }
+    assert found == set(ROOTS)
+
+
+@pytest.mark.parametrize("function", ROOTS)
+def test_there_every_fused_operation_belongs_to_a_root(instructions, function):
+    estimate, of_a_root, register = ROOTS[function]
+    inexact = [(m, operands) for m, operands in instructions[function] if re.match(INEXACT, m)]
+    estimates = [m for m, _ in inexact if not m.startswith("vf")]
+    assert set(estimates) == {estimate}
+    assert len(inexact) - len(estimates) == of_a_root * len(estimates)
+    assert all(register in operands for m, operands in inexact if m.startswith("vf"))
 
 
 def test_the_library_stays_below_half_a_megabyte(tmp_path):

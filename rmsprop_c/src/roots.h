@@ -1,0 +1,84 @@
+/* Square roots on the units for multiplication and addition, so that the divider, which bounds a
+ * step in cache, has the step's division alone. With y an estimate of 1 / sqrt(x),
+ *
+ *     g = x * y, h = y / 2                         sqrt(x) and half of its reciprocal, about
+ *     r = 1/2 - g * h, g += g * r, h += h * r      once or more: the error is squared each time
+ *     d = x - g * g                                how far g is off, in one FMA
+ *     root = g + d * h                             rounded once, in one FMA
+ *
+ * (P. Markstein, IBM Journal of Research and Development 34, 1990). The result is the correctly
+ * rounded root: docs/numerics.md has the proof, tests/exactness/test_roots.py its cases.
+ *
+ * Defines ROOTS_NAME, a function that replaces the numbers in RMSPROP_GROUP bytes, on a 64-byte
+ * boundary, by their roots. kernels.c includes this file for each instruction set, the tests do for
+ * scalar C. It undefines its parameters at its end:
+ *
+ *     ROOTS_TARGET              a function attribute
+ *     ROOTS_INLINE              RMSPROP_INLINE, or RMSPROP_OUTLINE for callers of another target
+ *     ROOTS_REAL, ROOTS_LANES   float or double, and how many of them a vector has
+ *     ROOTS_VECTOR              its type
+ *     ROOTS_OP(name)            its operations, by Intel's names: load, store, set1, mul, sqrt,
+ * fmadd (a * b + c) and fnmadd (c - a * b), each rounded once ROOTS_ESTIMATE(x)         1 /
+ * sqrt(x), and any finite number where x is 0 ROOTS_STEPS               how many times its error is
+ * squared ROOTS_UNFIT(x, y)         says of x, with estimate y, that it is not to be refined: it is
+ * neither 0 nor finite and so large that d is no subnormal number ROOTS_OR(a, b)            what
+ * two of those say together ROOTS_ANY(a)              does a say so of any number? ROOTS_ON_DIVIDER
+ * 1: a vector of four leaves its root to the divider, since that would wait otherwise
+ */
+
+#include "../include/rmsprop.h"
+
+#define ROOTS_JOIN_(a, b) a##b
+#define ROOTS_JOIN(a, b) ROOTS_JOIN_(a, b)
+#define ROOTS_REFINED ROOTS_JOIN(ROOTS_NAME, _refined)
+
+ROOTS_TARGET RMSPROP_INLINE ROOTS_VECTOR ROOTS_REFINED(ROOTS_VECTOR x, ROOTS_VECTOR y)
+{
+    const ROOTS_VECTOR half = ROOTS_OP(set1)((ROOTS_REAL)0.5);
+    ROOTS_VECTOR g = ROOTS_OP(mul)(x, y), h = ROOTS_OP(mul)(y, half);
+    for (int step = 0; step < ROOTS_STEPS; step++) {
+        const ROOTS_VECTOR r = ROOTS_OP(fnmadd)(g, h, half);
+        g = ROOTS_OP(fmadd)(g, r, g);
+        h = ROOTS_OP(fmadd)(h, r, h);
+    }
+    const ROOTS_VECTOR d = ROOTS_OP(fnmadd)(g, g, x);
+    return ROOTS_OP(fmadd)(d, h, g);
+}
+
+ROOTS_TARGET ROOTS_INLINE void ROOTS_NAME(ROOTS_REAL *x)
+{
+    for (ROOTS_REAL *end = x + RMSPROP_GROUP / sizeof *x; x < end; x += 4 * ROOTS_LANES) {
+        ROOTS_VECTOR v[4], y[4];
+        for (int k = 0; k < 4; k++) {
+            v[k] = ROOTS_OP(load)(x + k * ROOTS_LANES);
+        }
+        for (int k = ROOTS_ON_DIVIDER; k < 4; k++) {
+            y[k] = ROOTS_ESTIMATE(v[k]);
+        }
+        ROOTS_VECTOR unfit = ROOTS_UNFIT(v[3], y[3]);
+        for (int k = ROOTS_ON_DIVIDER; k < 3; k++) {
+            unfit = ROOTS_OR(unfit, ROOTS_UNFIT(v[k], y[k]));
+        }
+        const int all_fit = !ROOTS_ANY(unfit);
+        for (int k = 0; k < 4; k++) {
+            ROOTS_OP(store)(x + k * ROOTS_LANES, k >= ROOTS_ON_DIVIDER && all_fit
+                                                     ? ROOTS_REFINED(v[k], y[k])
+                                                     : ROOTS_OP(sqrt)(v[k]));
+        }
+    }
+}
+
+#undef ROOTS_REFINED
+#undef ROOTS_NAME
+#undef ROOTS_TARGET
+#undef ROOTS_INLINE
+#undef ROOTS_REAL
+#undef ROOTS_LANES
+#undef ROOTS_VECTOR
+#undef ROOTS_OP
+#undef ROOTS_ESTIMATE
+#undef ROOTS_STEPS
+#undef ROOTS_UNFIT
+#undef ROOTS_OR
+#undef ROOTS_ANY
+#undef ROOTS_ON_DIVIDER
