@@ -67,9 +67,10 @@ docs: $(VENV)/installed
 peers: bench/.venv/installed
 	bench/.venv/bin/pytest -q tests/peers/live
 
-## all 2^32 float32 gradients, each kernel against scalar code, bit by bit, in 100 s of processor time
+## all 2^32 float32 gradients and accumulators, each kernel against scalar code, bit by bit, in minutes
 exhaustive: $(VENV)/installed
 	$(BIN)/python verify/exhaustive.py
+	$(BIN)/python verify/exhaustive.py --accumulators
 
 # docs/reliability.md has the figures of the last run.
 ## sanitizers, coverage, mutants and searches, in two hours

@@ -1,10 +1,11 @@
-/* The two physical limits of one RMSprop step. limit.py compiles and loads this file.
+/* Two limits of one RMSprop step. limit.py compiles and loads this file.
  *
  * traffic   reads p, g and a and writes p and a, as the step does, with no arithmetic but an AND
  *           and two XORs by which p and a keep their values, so it can run on a model in use.
  * divider   the step's one square root and one division per element, on registers only.
  *
- * A step cannot be faster than the larger of the two. Both take `repeats`, so that a call from
+ * A step that asks the divider for both cannot be faster than the larger of the two; the entries with
+ * "_fma" (src/roots.h) cross the divider's, of which the division alone is left. Both take `repeats`, so that a call from
  * Python costs nothing beside them. It is not a kernel: no tails worth tuning, no dispatch.
  *
  * VECTOR_BYTES selects the width of the vectors: 64, 32 or 16; by default the target's widest.

@@ -95,11 +95,11 @@ def bandwidth():
         plural = "s" if threads > 1 else ""
         axes.plot(n, rate("ours"), "o-", color=COLOURS[i], markersize=4)
         axes.plot([], [], "o-", color=COLOURS[i], label=f"rmsprop_c, {threads} thread{plural}")
-        limit = np.minimum(rate("traffic"), rate("divider"))
-        axes.plot(n, limit, "--", color=COLOURS[i], linewidth=1.2)
-        axes.plot(
-            [], [], "--", color=COLOURS[i], label="limit: the slower of memory traffic and divider"
-        )
+        for name, style, label in (
+            ("traffic", "--", f"memory traffic alone, {threads} thread{plural}"),
+            ("divider", ":", f"root and division on the divider alone, {threads} thread{plural}"),
+        ):
+            axes.plot(n, rate(name), style, color=COLOURS[i], linewidth=1.2, label=label)
     for name, size in sorted(result["machine"]["caches"].items()):
         elements = size / 12
         if elements < n.max():

@@ -1,10 +1,11 @@
-"""All 2^32 float32 gradients: the kernel of each instruction set against scalar code, bit by bit.
+"""All 2^32 float32 gradients, and accumulators: each kernel against scalar code, bit by bit.
 
 exhaustive.c is rmsprop.h compiled without vectorisation; the kernels are those of the installed
 package. Parameters and accumulators are compared, NaN's sign and payload aside.
 
-    python verify/exhaustive.py                  # 100 seconds of processor time
+    python verify/exhaustive.py                  # gradients: 100 seconds of processor time
     python verify/exhaustive.py --p 0 --a 0      # from another parameter and accumulator
+    python verify/exhaustive.py --accumulators   # which stay, with rho = 1: p loses g / root
 """
 
 import argparse
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from rmsprop_c import _core, get_include
 
 PATTERNS = 1 << 32
-SHARE = 1 << 22  # gradients of a task
+SHARE = 1 << 22  # patterns of a task
 PIECE = 1 << 16  # of a call: what they give stays in cache
 SCALAR = ["-O1", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-ffp-contract=off"]
 
@@ -49,10 +50,11 @@ def kernel():
 
 
 def share(first, path, isas, p0, a0):
-    """Of each instruction set, how many gradients from `first` on differ, and one of those."""
+    """Of each instruction set, how many patterns from `first` on differ, and one of those."""
     library = ctypes.CDLL(str(path))
     library.differences.restype = ctypes.c_size_t
-    scalars = (ctypes.c_double * 10)(0.001, 0.9, 1e-8, 1.0, np.inf)  # the others are off
+    lr, rho, epsilon = (1.0, 1.0, 0.0) if np.isnan(a0) else (0.001, 0.9, 1e-8)
+    scalars = (ctypes.c_double * 10)(lr, rho, epsilon, 1.0, np.inf)  # the others are off
     p, a = np.empty((2, PIECE), np.float32)
     expected = ctypes.c_void_p(p.ctypes.data), ctypes.c_void_p(a.ctypes.data)
     update, where = kernel(), ctypes.c_uint32()
@@ -81,6 +83,7 @@ def main():
     parser.add_argument("--isas", default=",".join(supported), help="instruction sets, by commas")
     parser.add_argument("--p", type=float, default=0.0, help="the parameter before the step")
     parser.add_argument("--a", type=float, default=1e-6, help="the accumulator before the step")
+    parser.add_argument("--accumulators", action="store_true", help="the patterns are theirs")
     parser.add_argument("--stride", type=int, default=1, help="one of so many shares only")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
@@ -88,16 +91,17 @@ def main():
     firsts = range(0, PATTERNS, SHARE * arguments.stride)
     total, examples = dict.fromkeys(isas, 0), {}
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(arguments.processes) as pool:
-        work = partial(share, path=compiled(folder), isas=isas, p0=arguments.p, a0=arguments.a)
+        a0 = np.nan if arguments.accumulators else arguments.a
+        work = partial(share, path=compiled(folder), isas=isas, p0=arguments.p, a0=a0)
         tasks = [pool.submit(work, first) for first in firsts]
-        for task in tqdm(as_completed(tasks), "4 Mi gradients each", len(tasks), unit="share"):
+        for task in tqdm(as_completed(tasks), "4 Mi patterns each", len(tasks), unit="share"):
             found, example = task.result()
             examples |= example
             for isa in isas:
                 total[isa] += found[isa]
     for isa, count in total.items():
         example = f", as for 0x{examples[isa]:08x}" if count else ""
-        print(f"{isa:9} {count:,} of {len(tasks) * SHARE:,} gradients differ{example}")
+        print(f"{isa:10} {count:,} of {len(tasks) * SHARE:,} patterns differ{example}")
     return 1 if any(total.values()) else 0
 
 

@@ -1,7 +1,8 @@
 """Mutants of the C template, judged by comparing the bits of all it defines with the reference.
 
-Each mutant is compiled for one instruction set (the others are the same text) and run on buffers
-that end where a page without access begins, so that reading too far kills as well. Lines that only
+Each mutant is compiled for the compiler's own target, plainly and with roots in groups (other
+instruction sets are the same text), and run on buffers that end where a page without access begins,
+so that reading too far kills as well. Lines that only
 prefetch are left alone: they change no result.
 
     python verify/mutate_c.py [--sample N]
@@ -283,7 +284,7 @@ def same(found, wanted):
 def passes_all(path):
     """Does a library give the bits of the reference throughout?"""
     library = ctypes.CDLL(str(path))
-    for name in ("rmsprop_update", "rmsprop_function"):
+    for name in ("rmsprop_update", "rmsprop_grouped", "rmsprop_function"):
         getattr(library, name).restype = ctypes.c_void_p
     pointer, size, integer, real = (
         ctypes.c_void_p,
@@ -299,13 +300,15 @@ def passes_all(path):
         return ctypes.CFUNCTYPE(*types)(library.rmsprop_function(wide, i))
 
     made, norms = cases()
-    for i, (wide, variant, passes, arrays, scalars, wanted) in enumerate(made):
+    ways = (library.rmsprop_update, library.rmsprop_grouped)
+    for i, (way, case) in enumerate((way, case) for case in made for way in ways):
+        wide, variant, passes, arrays, scalars, wanted = case
         # With 24 bytes behind it p begins off a cache line even where it is shorter than one.
-        areas = {name: fenced(x, 24 * (i % 2)) for name, x in arrays.items()}
+        areas = {name: fenced(x, 24 * (i // 2 % 2)) for name, x in arrays.items()}
         address = {name: areas[name][0].ctypes.data if name in areas else 0 for name in NAMES}
         buffers = [address[name] for name in NAMES]
         c = ctypes.byref(Scalars(**scalars))
-        entry, n = library.rmsprop_update(wide, variant), len(arrays["p"])
+        entry, n = way(wide, variant), len(arrays["p"])
         if passes is None:
             update(entry)(*buffers[:5], n, c)
         else:

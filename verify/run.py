@@ -11,8 +11,8 @@ from shared import ROOT, record
 from tqdm import tqdm
 
 SECONDS = 600  # of a search
-CHECKS = ("driver", "asan", "aarch64", "newest", "coverage", "mutate_c", "mutate_step", "fuzz")
-CHECKS += ("machine", "mutate_py")
+CHECKS = ("driver", "asan", "aarch64", "newest", "coverage", "roots", "mutate_c", "mutate_step")
+CHECKS += ("fuzz", "machine", "mutate_py")
 # Searches of a given time, of which the tests run some.
 SEARCHES = {"fuzz": "Fuzzing of `load` and `from_config`", "machine": "Long runs of anything"}
 

@@ -1,4 +1,6 @@
-/* Square roots on the units for multiplication and addition, so that the divider, which bounds a
+/* clang-format off: it would make running text of the lists
+ *
+ * Square roots on the units for multiplication and addition, so that the divider, which bounds a
  * step in cache, has the step's division alone. With y an estimate of 1 / sqrt(x),
  *
  *     g = x * y, h = y / 2                         sqrt(x) and half of its reciprocal, about
@@ -7,24 +9,28 @@
  *     root = g + d * h                             rounded once, in one FMA
  *
  * (P. Markstein, IBM Journal of Research and Development 34, 1990). The result is the correctly
- * rounded root: docs/numerics.md has the proof, tests/exactness/test_roots.py its cases.
+ * rounded root: docs/numerics.md says why, tests/exactness/test_roots.py has the cases that need a
+ * test.
  *
  * Defines ROOTS_NAME, a function that replaces the numbers in RMSPROP_GROUP bytes, on a 64-byte
- * boundary, by their roots. kernels.c includes this file for each instruction set, the tests do for
- * scalar C. It undefines its parameters at its end:
+ * boundary, by their roots. roots_x86.h includes this file for each instruction set, the tests do
+ * for scalar C. It undefines its parameters at its end:
  *
- *     ROOTS_TARGET              a function attribute
- *     ROOTS_INLINE              RMSPROP_INLINE, or RMSPROP_OUTLINE for callers of another target
- *     ROOTS_REAL, ROOTS_LANES   float or double, and how many of them a vector has
- *     ROOTS_VECTOR              its type
- *     ROOTS_OP(name)            its operations, by Intel's names: load, store, set1, mul, sqrt,
- * fmadd (a * b + c) and fnmadd (c - a * b), each rounded once ROOTS_ESTIMATE(x)         1 /
- * sqrt(x), and any finite number where x is 0 ROOTS_STEPS               how many times its error is
- * squared ROOTS_UNFIT(x, y)         says of x, with estimate y, that it is not to be refined: it is
- * neither 0 nor finite and so large that d is no subnormal number ROOTS_OR(a, b)            what
- * two of those say together ROOTS_ANY(a)              does a say so of any number? ROOTS_ON_DIVIDER
- * 1: a vector of four leaves its root to the divider, since that would wait otherwise
- */
+ *     ROOTS_TARGET       a function attribute
+ *     ROOTS_INLINE       RMSPROP_INLINE, or RMSPROP_OUTLINE where callers have another target
+ *     ROOTS_REAL         float or double
+ *     ROOTS_VECTOR       a vector of ROOTS_LANES of them
+ *     ROOTS_OP(name)     its operations, by Intel's names: load, store, set1, mul, sqrt, fmadd
+ *                        (a * b + c) and fnmadd (c - a * b), each rounded once
+ *     ROOTS_ESTIMATE(x)  1 / sqrt(x), and 0 where x is 0
+ *     ROOTS_STEPS        how many times its error is squared
+ *     ROOTS_UNFIT(x, y)  a vector that tells which of x, with estimates y, must be left to sqrt: all
+ *                        but 0 and the finite ones that are so large that d is no subnormal number
+ *     ROOTS_OR(a, b)     what two of those tell together
+ *     ROOTS_ANY(a)       does a tell of any number?
+ *     ROOTS_ON_DIVIDER   1: a vector of four is left to sqrt, since the divider would wait otherwise
+ *
+ * clang-format on */
 
 #include "../include/rmsprop.h"
 

@@ -64,7 +64,7 @@ AVX512_TARGET static inline __m512d estimate_f64_avx512(__m512d x)
 #define ROOTS_STEPS 1
 #define ROOTS_UNFIT(x, y) (y)
 #define ROOTS_OR(a, b) _mm512_max_ps(a, b)
-#define ROOTS_ANY(mask) (_mm512_cmp_ps_mask(mask, _mm512_set1_ps(0x1p50f), _CMP_GT_OQ) != 0)
+#define ROOTS_ANY(mask) (_mm512_cmp_ps_mask(mask, _mm512_set1_ps(0x1p39f), _CMP_GT_OQ) != 0)
 #define ROOTS_ON_DIVIDER 1
 #include "roots.h"
 

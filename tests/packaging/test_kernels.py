@@ -113,6 +113,24 @@ def test_there_every_fused_operation_belongs_to_a_root(instructions, function):
     assert all(register in operands for m, operands in inexact if m.startswith("vf"))
 
 
+@pytest.mark.parametrize(
+    ("function", "register", "loops"),
+    [
+        ("rmsprop_grouped_f64_avx2", "ymm", 6),
+        ("rmsprop_grouped_f32_avx512", "zmm", 12),
+        ("rmsprop_grouped_f64_avx512", "zmm", 12),
+    ],
+)
+def test_the_loops_around_the_roots_are_in_the_same_registers(
+    instructions, function, register, loops
+):
+    suffix = "ps" if "f32" in function else "pd"
+    clip = function.replace("grouped", "clip_tile")
+    for name, operation, least in ((function, "vdiv", loops), (clip, "vmul", 1)):
+        found = [m for m, operands in instructions[name] if register in operands]
+        assert found.count(operation + suffix) >= least
+
+
 def test_the_library_stays_below_half_a_megabyte(tmp_path):
     stripped = tmp_path / "core.so"
     subprocess.run(["strip", "-o", stripped, _core.__file__], check=True)

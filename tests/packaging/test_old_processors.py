@@ -87,22 +87,35 @@ def needed(*programs):
     return paths
 
 
-@pytest.fixture(scope="module")
-def nehalem():
-    """Runs Python on an emulated Nehalem of 2008, the oldest that NumPy's wheels still run on."""
+def emulated(cpu):
+    """Runs Python on an emulated processor."""
     (qemu,) = needed("qemu-x86_64")
 
     def run(*arguments):
         # A BLAS that starts a thread for each processor only makes the emulation slower.
         environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="2")
         environment.pop("RMSPROP_C_ISA", None)
-        words = [qemu, "-cpu", "Nehalem", sys.executable, *arguments]
+        words = [qemu, "-cpu", cpu, sys.executable, *arguments]
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
-    emulated = run("-c", "import numpy")
-    if emulated.returncode:
-        pytest.skip(f"Python or NumPy itself does not run there: {emulated.stderr.strip()[-200:]}")
+    tried = run("-c", "import numpy")
+    if tried.returncode:
+        pytest.skip(f"Python or NumPy itself does not run there: {tried.stderr.strip()[-200:]}")
     return run
+
+
+@pytest.fixture(scope="module")
+def nehalem():
+    """Runs Python on a Nehalem of 2008, the oldest that NumPy's wheels still run on."""
+    return emulated("Nehalem")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "isa"), [("Haswell", "avx2_fma"), ("Haswell,-fma", "avx2"), ("EPYC", "avx2")]
+)
+def test_intels_processors_are_spared_the_divider_and_amds_are_not(cpu, isa):
+    done = emulated(cpu)("-c", "import rmsprop_c; print(rmsprop_c.build_info()['isa'])")
+    assert done.stdout.strip() == isa, done.stderr
 
 
 def test_a_processor_without_avx_passes_the_selftest_with_the_portable_kernels(nehalem):

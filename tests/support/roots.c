@@ -6,8 +6,10 @@
 #endif
 #include "../include/rmsprop.h"
 
-static double error;   /* of the scalar instances' estimates, relatively */
-static size_t refused; /* roots that they have left to sqrt */
+static __thread double error; /* of the scalar instances' estimates, relatively; but if there is */
+static __thread double next;  /* a next estimate, it is taken, and the one after it lies */
+static __thread double spacing; /* so far behind it, or where this is 0 at the next float */
+static __thread size_t refused; /* roots that they have left to sqrt */
 
 /* The operations of a scalar instance. */
 #define SCALAR(real, suffix, root, fused)                                                          \
@@ -45,7 +47,15 @@ SCALAR(double, _f64, sqrt, fma)
 
 static double estimate(double x)
 {
-    return x == 0 ? 0 : (1 + error) / sqrt(x);
+    const double y = next;
+    if (x == 0) {
+        return 0;
+    }
+    if (y == 0) {
+        return (1 + error) / sqrt(x);
+    }
+    next = spacing > 0 ? y + spacing : (double)nextafterf((float)y, INFINITY);
+    return y;
 }
 
 #define ROOTS_NAME roots_f32_scalar
@@ -57,7 +67,7 @@ static double estimate(double x)
 #define ROOTS_OP(name) scalar_f32_##name
 #define ROOTS_ESTIMATE(x) ((float)estimate(x))
 #define ROOTS_STEPS 1
-#define ROOTS_UNFIT(x, y) (!(x == 0 || (x >= 0x1p-100f && x <= FLT_MAX)))
+#define ROOTS_UNFIT(x, y) (!(x == 0 || (x >= 0x1p-78f && x <= FLT_MAX)))
 #define ROOTS_OR(a, b) (a + b)
 #define ROOTS_ANY(a) (a != 0)
 #define ROOTS_ON_DIVIDER 0
@@ -184,7 +194,8 @@ static size_t differences(int i, const void *x, size_t n)
 }
 
 /* How many roots of n numbers have other bits than the processor's own (NaN's sign and payload
- * aside)? `left` becomes the number of those that a scalar instance has left to sqrt. */
+ * aside)? Each number is at two places of its group, a vector apart, since one may be left to the
+ * divider. `left` becomes the number of those that a scalar instance has left to sqrt. */
 size_t wrong_roots(int i, const void *x, size_t n, size_t *left)
 {
     const double errors[] = {instances[i].error, -instances[i].error, 0};
@@ -193,18 +204,50 @@ size_t wrong_roots(int i, const void *x, size_t n, size_t *left)
     size_t wrong = 0;
     refused = 0;
     for (size_t begin = 0; begin < n; begin += group) {
-        const size_t count = n - begin < group ? n - begin : group;
-        memset(both, 0, sizeof both);
-        memcpy(both, (const char *)x + begin * instances[i].itemsize,
-               count * instances[i].itemsize);
-        for (int k = 0; k < (instances[i].error > 0 ? 3 : 1); k++) {
-            error = errors[k];
+        const size_t bytes = (n - begin < group ? n - begin : group) * instances[i].itemsize;
+        const char *from = (const char *)x + begin * instances[i].itemsize;
+        for (size_t shift = 0; shift <= RMSPROP_GROUP / 4; shift += RMSPROP_GROUP / 4) {
+            const size_t first = bytes < RMSPROP_GROUP - shift ? bytes : RMSPROP_GROUP - shift;
+            memset(both, 0, sizeof both);
+            memcpy(both + shift, from, first);
+            memcpy(both, from + first, bytes - first);
+            for (int k = 0; k < (instances[i].error > 0 ? 3 : 1); k++) {
+                error = errors[k];
+                memcpy(both + RMSPROP_GROUP, both, RMSPROP_GROUP);
+                instances[i].roots(both + RMSPROP_GROUP);
+                wrong += differences(i, both, group);
+            }
+        }
+    }
+    *left = refused;
+    return wrong;
+}
+
+/* How many roots of n numbers does a scalar instance get wrong, from so many estimates, spread
+ * evenly over what its error allows, or for 0 from every float there? */
+size_t wrong_from_estimates(int i, const double *x, size_t n, size_t count)
+{
+    const size_t group = RMSPROP_GROUP / instances[i].itemsize;
+    RMSPROP_ALIGNED char both[2 * RMSPROP_GROUP];
+    size_t wrong = 0;
+    for (size_t k = 0; k < n; k++) {
+        const double root = sqrt(x[k]), last = (1 + instances[i].error) / root;
+        next = (1 - instances[i].error) / root;
+        spacing = count > 0 ? (last - next) / (double)count : 0;
+        for (size_t j = 0; j < group; j++) {
+            if (instances[i].itemsize == sizeof(float)) {
+                ((float *)both)[j] = (float)x[k];
+            } else {
+                ((double *)both)[j] = x[k];
+            }
+        }
+        while (next <= last) {
             memcpy(both + RMSPROP_GROUP, both, RMSPROP_GROUP);
             instances[i].roots(both + RMSPROP_GROUP);
             wrong += differences(i, both, group);
         }
     }
-    *left = refused;
+    next = 0;
     return wrong;
 }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rmsprop_c"
-FLAGS = ["-std=c99", "-O2", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC"]
+FLAGS = ["-std=c99", "-O2", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS += ["-shared", "-fPIC"]
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
@@ -30,7 +31,8 @@ class Roots:
         subprocess.run([*compiler, *FLAGS, str(source), "-o", str(library), "-lm"], check=True)
         self.library = ctypes.CDLL(str(library))
         self.library.instance.restype = ctypes.c_char_p
-        for function in ("wrong_roots", "wrong_patterns", "wrong_random"):
+        functions = ("wrong_roots", "wrong_from_estimates", "wrong_patterns", "wrong_random")
+        for function in functions:
             getattr(self.library, function).restype = ctypes.c_size_t
         self.left = ctypes.c_size_t()
         self.instances = {}
@@ -52,6 +54,17 @@ class Roots:
             self.instances[name], address, size, ctypes.byref(self.left)
         )
 
+    def wrong_from_estimates(self, name, x, count=0):
+        """How many roots of x a scalar instance gets wrong, from estimates all over its error.
+
+        These are `count`, evenly spread, or all that are float32 numbers.
+        """
+        x = np.ascontiguousarray(x, np.float64)
+        address, size = ctypes.c_void_p(x.ctypes.data), ctypes.c_size_t(x.size)
+        return self.library.wrong_from_estimates(
+            self.instances[name], address, size, ctypes.c_size_t(count)
+        )
+
     def wrong_patterns(self, name, first, count):
         """The same for float32 bit patterns from `first` on."""
         return self.library.wrong_patterns(
@@ -68,7 +81,7 @@ class Roots:
 def roots_modulo(c, bits):
     """The M with M*M = c modulo 2**bits, for a c that is 1 modulo 8."""
     found = {1, 3, 5, 7}  # modulo 8
-    for k in range(3, bits):  # what M is modulo 2**k + 1, it is modulo 2**k
+    for k in range(3, bits):  # modulo 2**(k + 1) M is what it is modulo 2**k, or 2**k more
         candidates = (r + high * 2**k for r in found for high in (0, 1))
         found = {m for m in candidates if (m * m - c) % 2 ** (k + 1) == 0}
     return found
