@@ -200,6 +200,10 @@ def steps():
             own = {"rho_power": rho_power, "lr_outside": outside}
             chosen.append((wide, variant, None, 203, absent, own))
         chosen.append((wide, variant, None, 20_011, absent, {}))
+        largest = float(np.finfo(REALS[wide]).max)  # an infinite gradient becomes this
+        for clipvalue in (0.25, largest, np.inf):
+            own = {"scale": 1.0, "clipvalue": clipvalue}
+            chosen.append((wide, variant, None, 203, absent, own))
         chosen.append((wide, variant, UPDATE | FLUSH, 203, absent, {"rho": 0.5, "momentum": 0.5}))
         chosen.append((wide, variant, UPDATE | DECAY_GRAD, 203, absent, {"epsilon": 0.0}))
         if variant not in (1, 10):

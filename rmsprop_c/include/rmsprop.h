@@ -417,9 +417,9 @@ RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_element)(
 
 /* Asks memory for what lies so far behind the turn at i. */
 RMSPROP_TARGET RMSPROP_INLINE void
-RMSPROP_NAME(rmsprop_fetch)(const RMSPROP_REAL *p, const RMSPROP_REAL *g, const RMSPROP_REAL *a,
-                            const RMSPROP_REAL *m, const RMSPROP_REAL *mean, size_t i, int centered,
-                            int momentum)
+RMSPROP_NAME(rmsprop_prefetch_turn)(const RMSPROP_REAL *p, const RMSPROP_REAL *g,
+                                    const RMSPROP_REAL *a, const RMSPROP_REAL *m,
+                                    const RMSPROP_REAL *mean, size_t i, int centered, int momentum)
 {
     for (size_t line = 0; line < RMSPROP_TURN; line += 64 / sizeof *p) {
         RMSPROP_PREFETCH(g + i + line, RMSPROP_AHEAD_UPDATE * sizeof *p);
@@ -444,7 +444,7 @@ RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_range)(
     const size_t whole = end - (end - begin) % RMSPROP_TURN;
 
     for (size_t i = begin; i < whole; i += RMSPROP_TURN) {
-        RMSPROP_NAME(rmsprop_fetch)(p, g, a, m, mean, i, centered, momentum);
+        RMSPROP_NAME(rmsprop_prefetch_turn)(p, g, a, m, mean, i, centered, momentum);
         for (size_t j = 0; j < RMSPROP_TURN; j++) {
             RMSPROP_NAME(rmsprop_element)(p + i + j, g + i + j, a + i + j, momentum ? m + i + j : 0,
                                           centered ? mean + i + j : 0, c, centered, momentum,
@@ -518,10 +518,10 @@ RMSPROP_NAME(rmsprop_clip_tile)(RMSPROP_REAL *RMSPROP_RESTRICT clipped,
     }
 }
 
-/* n elements, a multiple of a group, along gradients that are clipped and were in `memory`. Where
- * `neutral`, epsilon is outside the root and the factors of options are 1; otherwise epsilon is
- * added at both places and is 0 at one, which changes nothing: with rho from 0 to 1 neither sum is
- * ever of a -0. */
+/* n elements, a multiple of a group, along gradients that are clipped; they have been in `memory`.
+ * Where `neutral`, epsilon is outside the root and the factors of options are 1; otherwise epsilon
+ * is added at both places and is 0 at one, which changes nothing: with rho from 0 to 1 neither sum
+ * is ever of a -0. */
 RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_groups)(
     RMSPROP_REAL *RMSPROP_RESTRICT p, const RMSPROP_REAL *RMSPROP_RESTRICT g,
     const RMSPROP_REAL *memory, RMSPROP_REAL *RMSPROP_RESTRICT a, RMSPROP_REAL *RMSPROP_RESTRICT m,
@@ -534,7 +534,7 @@ RMSPROP_TARGET RMSPROP_INLINE void RMSPROP_NAME(rmsprop_groups)(
     const RMSPROP_REAL outside = epsilon_in_sqrt ? 0 : c.epsilon;
     for (size_t i = 0; i < n; i += GROUP) {
         for (size_t j = i; j < i + GROUP; j += RMSPROP_TURN) {
-            RMSPROP_NAME(rmsprop_fetch)(p, memory, a, m, mean, j, centered, momentum);
+            RMSPROP_NAME(rmsprop_prefetch_turn)(p, memory, a, m, mean, j, centered, momentum);
         }
         for (size_t j = 0; j < GROUP; j++) {
             const RMSPROP_REAL v = RMSPROP_NAME(rmsprop_value)(
