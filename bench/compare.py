@@ -31,7 +31,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 import numpy as np
-from limit import Limit, processor
+from limit import Limit, processor, vector_bytes_of
 from peers import PARALLEL_FROM, PEERS, Hyperparameters, reference, thread_environment
 from tqdm import tqdm
 
@@ -598,7 +598,7 @@ def main():
 
         package = rmsprop_c.build_info()
         isa = package["isa"]
-    vector_bytes = 64 if "avx512" in isa else 32 if "avx2" in isa else 16 if isa else None
+    vector_bytes = vector_bytes_of(isa) if isa else None
     try:
         limit = Limit(vector_bytes).disassembly()
     except RuntimeError as error:

@@ -75,6 +75,11 @@ def processor():
     return platform.processor() or platform.machine()
 
 
+def vector_bytes_of(isa):
+    """The width of an instruction set's vectors."""
+    return {"avx2": 32, "avx512": 64}.get(isa.removesuffix("_fma"), 16)
+
+
 class Limit:
     """The traffic loop and the divider loop, at one vector width.
 
@@ -92,7 +97,7 @@ class Limit:
     @classmethod
     def like(cls, isa):
         """With the vectors of an instruction set of the package."""
-        return cls({"avx2": 32, "avx512": 64}.get(isa.removesuffix("_fma"), 16))
+        return cls(vector_bytes_of(isa))
 
     def __init__(self, vector_bytes=None):
         self.path = compile_limit(vector_bytes)
